@@ -1,0 +1,276 @@
+//! In which order the documents of a recipe are merged.
+//!
+//! A model whose path is the name of another document stands for that document's result. The order is
+//! topological, and among documents that are ready the order of writing; the documents nothing builds
+//! on come as late as possible.
+
+use std::collections::HashMap;
+
+use crate::diagnostic::{Diagnostic, quoted};
+use crate::recipe::Recipe;
+use crate::span::Span;
+
+impl Recipe {
+    /// Indices of all documents such that each comes after those it builds on.
+    ///
+    /// # Errors
+    /// Two documents with one name, more than one without, or documents that build on each other in a
+    /// circle, which is shown reference by reference.
+    pub fn documents_in_order(&self) -> Result<Vec<usize>, Diagnostic> {
+        let edges = self.references()?;
+        let finals = finals(
+            &self
+                .documents
+                .iter()
+                .map(|d| d.name.is_some())
+                .collect::<Vec<_>>(),
+            &edges,
+        );
+        let mut order = Vec::with_capacity(self.documents.len());
+        let mut remaining: Vec<usize> = (0..self.documents.len()).collect();
+        // Stable: a final document waits behind all others.
+        remaining.sort_by_key(|i| finals.contains(i));
+        while !remaining.is_empty() {
+            let ready = remaining
+                .iter()
+                .position(|&i| edges[i].iter().all(|(target, _)| order.contains(target)));
+            match ready {
+                Some(position) => order.push(remaining.remove(position)),
+                None => return Err(self.cycle(&edges, remaining[0], &order)),
+            }
+        }
+        Ok(order)
+    }
+
+    /// Indices of the documents whose results the user wants, in order of writing.
+    ///
+    /// The one without a name, or if all have one, every one no other document builds on.
+    ///
+    /// # Errors
+    /// The same as [`Recipe::documents_in_order`].
+    pub fn final_documents(&self) -> Result<Vec<usize>, Diagnostic> {
+        self.documents_in_order()?;
+        let named: Vec<bool> = self.documents.iter().map(|d| d.name.is_some()).collect();
+        Ok(finals(&named, &self.references()?))
+    }
+
+    /// For each document the documents it refers to, with the place of the reference.
+    fn references(&self) -> Result<Vec<Vec<(usize, Span)>>, Diagnostic> {
+        let mut by_name: HashMap<&str, usize> = HashMap::new();
+        let mut unnamed: Option<Span> = None;
+        for (i, document) in self.documents.iter().enumerate() {
+            let Some(name) = &document.name else {
+                if let Some(first) = unnamed.replace(document.span) {
+                    return Err(Diagnostic::error("two documents have no name")
+                        .label(document.span, "this one has none")
+                        .label(first, "and neither has this one")
+                        .help("only the final merge may go without; give the others a `name:`"));
+                }
+                continue;
+            };
+            if let Some(first) = by_name.insert(&name.value, i) {
+                let first = self.documents[first]
+                    .name
+                    .as_ref()
+                    .map_or(name.span, |n| n.span);
+                return Err(Diagnostic::error(format!(
+                    "two documents are called {}",
+                    quoted(&name.value)
+                ))
+                .label(name.span, "this name is taken")
+                .label(first, "first used here")
+                .help("give each document a name of its own"));
+            }
+        }
+        Ok(self
+            .documents
+            .iter()
+            .map(|document| {
+                document
+                    .model_refs()
+                    .filter(|model| model.revision.is_none())
+                    .filter_map(|model| Some((*by_name.get(model.path.as_str())?, model.span)))
+                    .collect()
+            })
+            .collect())
+    }
+
+    /// The error for documents that wait for each other; `start` is one that cannot go on.
+    fn cycle(&self, edges: &[Vec<(usize, Span)>], start: usize, done: &[usize]) -> Diagnostic {
+        // Every waiting document has a reference to a waiting one; following them must come round.
+        let mut path: Vec<(usize, Span)> = Vec::new();
+        let mut current = start;
+        while !path.iter().any(|&(document, _)| document == current) {
+            let Some(&(target, span)) = edges[current].iter().find(|(t, _)| !done.contains(t))
+            else {
+                break;
+            };
+            path.push((current, span));
+            current = target;
+        }
+        let entry = path
+            .iter()
+            .position(|&(document, _)| document == current)
+            .unwrap_or(0);
+        let path = &path[entry..];
+        let name = |i: usize| {
+            self.documents[i]
+                .name
+                .as_ref()
+                .map_or("", |name| name.value.as_str())
+        };
+        let mut circle: Vec<String> = path.iter().map(|&(i, _)| quoted(name(i))).collect();
+        circle.push(quoted(name(current)));
+        let mut diagnostic = Diagnostic::error(format!(
+            "documents build on each other in a circle: {}",
+            circle.join(" → ")
+        ));
+        for (step, &(i, span)) in path.iter().enumerate() {
+            let target = path.get(step + 1).map_or(current, |&(next, _)| next);
+            diagnostic = diagnostic.label(
+                span,
+                format!("{} needs {}", quoted(name(i)), quoted(name(target))),
+            );
+        }
+        diagnostic.help(
+            "break the circle; to mean a folder that is called like a document, write `./` before it",
+        )
+    }
+}
+
+fn finals(named: &[bool], edges: &[Vec<(usize, Span)>]) -> Vec<usize> {
+    if let Some(unnamed) = named.iter().position(|named| !named) {
+        return vec![unnamed];
+    }
+    let referenced = |i: usize| edges.iter().flatten().any(|&(target, _)| target == i);
+    (0..named.len()).filter(|&i| !referenced(i)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::ParseOptions;
+    use proptest::prelude::*;
+
+    fn recipe(documents: &[(&str, &[&str])]) -> Recipe {
+        let texts: Vec<String> = documents
+            .iter()
+            .map(|(name, models)| {
+                let name = if name.is_empty() {
+                    String::new()
+                } else {
+                    format!("name: {name}\n")
+                };
+                let models: Vec<String> = models
+                    .iter()
+                    .map(|model| format!("  - model: {model}"))
+                    .collect();
+                let models = models.join("\n");
+                format!("{name}merge_method: linear\nmodels:\n{models}\n")
+            })
+            .collect();
+        Recipe::parse("r", &texts.join("---\n"), ParseOptions::default())
+            .expect("valid")
+            .0
+    }
+
+    #[test]
+    fn documents_wait_for_what_they_need() {
+        let recipe = recipe(&[("", &["b", "x"]), ("b", &["a"]), ("a", &["x"])]);
+        assert_eq!(recipe.documents_in_order(), Ok(vec![2, 1, 0]));
+        assert_eq!(recipe.final_documents(), Ok(vec![0]));
+    }
+
+    #[test]
+    fn without_an_unnamed_one_all_ends_are_final() {
+        let recipe = recipe(&[("c", &["a"]), ("a", &["x"]), ("b", &["a"])]);
+        assert_eq!(recipe.documents_in_order(), Ok(vec![1, 0, 2]));
+        assert_eq!(recipe.final_documents(), Ok(vec![0, 2]));
+    }
+
+    #[test]
+    fn only_model_paths_refer_and_only_without_revision() {
+        let recipe = recipe(&[
+            ("linear", &["x"]),
+            ("", &["./linear", "linear@main", "y+linear"]),
+        ]);
+        assert_eq!(recipe.references().expect("unique names")[1], []);
+        let with_adapter = self::recipe(&[("a", &["x"]), ("", &["a+lora"])]);
+        assert_eq!(with_adapter.references().expect("unique names")[1].len(), 1);
+    }
+
+    #[test]
+    fn circles_are_shown_reference_by_reference() {
+        let recipe = recipe(&[
+            ("", &["a"]),
+            ("a", &["x", "b"]),
+            ("b", &["c"]),
+            ("c", &["b"]),
+        ]);
+        let error = recipe.documents_in_order().expect_err("a circle");
+        assert!(
+            error.message.ends_with("`b` → `c` → `b`"),
+            "{}",
+            error.message
+        );
+        let words: Vec<&str> = error
+            .labels
+            .iter()
+            .map(|(s, _)| recipe.source.slice(*s))
+            .collect();
+        assert_eq!(words, ["c", "b"]);
+        let own = self::recipe(&[("a", &["a"])])
+            .documents_in_order()
+            .expect_err("a circle");
+        assert!(own.message.ends_with("`a` → `a`"), "{}", own.message);
+    }
+
+    #[test]
+    fn names_are_unique_and_one_may_be_missing() {
+        let twice = recipe(&[("a", &["x"]), ("a", &["y"])]);
+        assert_eq!(
+            twice
+                .documents_in_order()
+                .expect_err("two `a`")
+                .labels
+                .len(),
+            2
+        );
+        assert!(
+            recipe(&[("", &["x"]), ("", &["y"])])
+                .documents_in_order()
+                .is_err()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn an_order_is_a_permutation_that_respects_every_reference(
+            edges in prop::collection::vec(prop::collection::vec(0usize..6, 1..3), 1..6)
+        ) {
+            let names: Vec<String> = (0..edges.len()).map(|i| format!("m{i}")).collect();
+            let targets: Vec<Vec<String>> =
+                edges.iter().map(|e| e.iter().map(|t| format!("m{t}")).collect()).collect();
+            let borrowed: Vec<Vec<&str>> =
+                targets.iter().map(|t| t.iter().map(String::as_str).collect()).collect();
+            let documents: Vec<(&str, &[&str])> =
+                names.iter().zip(&borrowed).map(|(n, t)| (n.as_str(), t.as_slice())).collect();
+            let recipe = recipe(&documents);
+            let references = recipe.references().expect("unique names");
+            match recipe.documents_in_order() {
+                Ok(order) => {
+                    let mut sorted = order.clone();
+                    sorted.sort_unstable();
+                    prop_assert_eq!(sorted, (0..names.len()).collect::<Vec<_>>());
+                    let place = |i: usize| order.iter().position(|&o| o == i);
+                    for (i, targets) in references.iter().enumerate() {
+                        for &(target, _) in targets {
+                            prop_assert!(place(target) < place(i));
+                        }
+                    }
+                }
+                Err(error) => prop_assert!(!error.labels.is_empty()),
+            }
+        }
+    }
+}

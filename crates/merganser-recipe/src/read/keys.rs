@@ -1,0 +1,24 @@
+//! The keys each part of a recipe may have. The JSON schema is tested against these lists.
+
+pub(crate) const DOCUMENT: &[&str] = &[
+    "name",
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "modules",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer",
+    "tokenizer_source",
+    "chat_template",
+    "seed",
+];
+pub(crate) const MODULE: &[&str] = &["models", "slices", "parameters"];
+pub(crate) const SLICE: &[&str] = &["sources", "base_model", "parameters", "residual_weight"];
+pub(crate) const SOURCE: &[&str] = &["model", "layer_range", "parameters"];
+pub(crate) const CASE: &[&str] = &["value", "filter"];
+pub(crate) const MODEL: &[&str] = &["model", "lora", "override_architecture"];
+pub(crate) const PATH: &[&str] = &["path", "revision"];
+pub(crate) const TOKENIZER: &[&str] = &["source", "tokens", "pad_to_multiple_of"];
