@@ -1,0 +1,554 @@
+//! The planner: puts roles, parameters, types, shapes and places together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use merganser_methods::{BasePolicy, Encoding, Method};
+use merganser_recipe::{Diagnostic, Document, FloatType, ModelRef, Recipe, Severity, Span, TokenizerSource};
+use merganser_store::Dtype;
+
+use crate::config::Config;
+use crate::layout::{self, Layout, Missing, Row, SliceScope};
+use crate::model::{Found, Model};
+use crate::{digest, resolve, roles, shards, Action, InputRef, Options, Output, Plan};
+
+/// How many tensors an error about tensors names.
+const NAMED: usize = 5;
+
+pub(crate) fn plan(
+    recipe: &Recipe,
+    document: usize,
+    models: Vec<Model>,
+    index: &dyn Fn(&ModelRef) -> usize,
+    options: &Options,
+) -> Result<Plan, Vec<Diagnostic>> {
+    let document = &recipe.documents[document];
+    let (method, mut found) = resolve::check(document, options.lenient);
+    found.extend(unsupported(document));
+    let Some(method) = method else { return Err(found) };
+    stop_on_errors(&mut found)?;
+    if !options.allow_crimes && !options.state_dict {
+        same_architecture(document, &models, index)?;
+    }
+    let layout = layout::layout(document, &models, index, options.state_dict)?;
+    let mut planner = Planner { document, models: &models, method, options, notes: BTreeSet::new(), errors: Vec::new() };
+    planner.check_slices(&layout);
+    stop_on_errors(&mut planner.errors)?;
+    let mut outputs = planner.outputs(&layout);
+    stop_on_errors(&mut planner.errors)?;
+    if outputs.is_empty() {
+        return Err(vec![Diagnostic::error("there is nothing to merge: the models share no tensor")
+            .label(document.merge_method.span, "no output tensor")]);
+    }
+    let base = document.base_model.as_ref().map(index);
+    let template = base.or_else(|| layout.slices.first()?.sources.first().map(|source| source.model));
+    let config = match template.filter(|_| !options.state_dict) {
+        Some(template) => planner.config(&models[template], &layout, &outputs).map_err(|error| vec![error])?,
+        None => None,
+    };
+    let notes = planner.notes.into_iter().collect();
+    let seed = document.seed.as_ref().map_or(options.seed, |seed| seed.value);
+    let digest = digest::of(method, &models, &outputs, config.as_deref(), seed, options.shard_size);
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("merganser_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("merganser_plan".to_owned(), digest.clone()),
+        ("merganser_inputs".to_owned(), digest::inputs(&models)),
+        ("merganser_recipe".to_owned(), digest::text(&recipe.source.text)),
+        ("merganser_seed".to_owned(), seed.to_string()),
+    ]);
+    let shards = shards::pack(&mut outputs, options.shard_size, "model", &metadata)
+        .map_err(|error| vec![Diagnostic::error(error)])?;
+    Ok(Plan {
+        method,
+        base,
+        outputs,
+        shards,
+        config,
+        template: template.filter(|_| !options.state_dict),
+        seed,
+        notes,
+        warnings: found,
+        digest,
+        models,
+    })
+}
+
+fn stop_on_errors(found: &mut Vec<Diagnostic>) -> Result<(), Vec<Diagnostic>> {
+    if found.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+        return Err(std::mem::take(found));
+    }
+    Ok(())
+}
+
+/// Parts of mergekit's format that are read but not carried out.
+fn unsupported(document: &Document) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    if let Some(tokenizer) = &document.tokenizer {
+        let later = |span: Span, what: &str| {
+            Diagnostic::error(format!("{what} is not supported yet"))
+                .label(span, "cannot be carried out by this version")
+                .help("nothing was read or written; `source: base` keeps the base model's tokenizer")
+        };
+        match &tokenizer.source.value {
+            TokenizerSource::Base => {}
+            TokenizerSource::Union => found.push(later(tokenizer.source.span, "a union of tokenizers")),
+            TokenizerSource::Model(model) => {
+                if document.base_model.as_ref() != Some(model) {
+                    found.push(later(tokenizer.source.span, "the tokenizer of a model other than the base"));
+                }
+            }
+        }
+        if let Some(tokens) = &tokenizer.tokens {
+            found.push(later(*tokens, "`tokens`"));
+        }
+        if let Some(pad) = &tokenizer.pad_to_multiple_of {
+            found.push(later(pad.span, "`pad_to_multiple_of`"));
+        }
+    }
+    if let Some(template) = &document.chat_template {
+        found.push(
+            Diagnostic::error("`chat_template` is not supported yet")
+                .label(template.span, "cannot be carried out by this version")
+                .help("leave it out: the base model's template is copied"),
+        );
+    }
+    found
+}
+
+fn same_architecture(
+    document: &Document,
+    models: &[Model],
+    index: &dyn Fn(&ModelRef) -> usize,
+) -> Result<(), Vec<Diagnostic>> {
+    let references: Vec<&ModelRef> = document.model_refs().collect();
+    let known = |reference: &&ModelRef| models[index(reference)].model_type().is_some();
+    let Some(first) = references.iter().copied().find(|r| known(r)) else { return Ok(()) };
+    let wanted = models[index(first)].model_type().unwrap_or_default();
+    let Some(other) = references.iter().copied().filter(|r| known(r)).find(|r| models[index(r)].model_type() != Some(wanted)) else {
+        return Ok(());
+    };
+    let kind = models[index(other)].model_type().unwrap_or_default();
+    Err(vec![
+        Diagnostic::error("the models have different architectures")
+            .label(first.span, format!("a {wanted} model"))
+            .label(other.span, format!("a {kind} model"))
+            .help("--allow-crimes merges the tensors that fit anyway"),
+    ])
+}
+
+struct Planner<'p> {
+    document: &'p Document,
+    models: &'p [Model],
+    method: &'static dyn Method,
+    options: &'p Options,
+    notes: BTreeSet<String>,
+    errors: Vec<Diagnostic>,
+}
+
+impl Planner<'_> {
+    /// Number and choice of inputs, slice by slice.
+    fn check_slices(&mut self, layout: &Layout<'_>) {
+        let info = self.method.info();
+        for scope in &layout.slices {
+            for (i, source) in scope.sources.iter().enumerate() {
+                if let Some(twin) = scope.sources[..i].iter().find(|other| other.model == source.model) {
+                    self.errors.push(
+                        Diagnostic::error("the same model is merged with itself")
+                            .label(twin.span, "here")
+                            .label(source.span, "and here again")
+                            .help("name it once, with the sum of the weights"),
+                    );
+                }
+            }
+            let base = self.base_of(scope);
+            if info.base == BasePolicy::Required && base.is_none() {
+                let diagnostic = Diagnostic::error(format!("{} needs a base model", info.name));
+                self.errors.push(match scope.base_model {
+                    None => diagnostic
+                        .label(self.document.merge_method.span, "no `base_model` is given")
+                        .help("add `base_model: <the model the others were fine-tuned from>`"),
+                    Some(model) => diagnostic
+                        .label(scope.span, format!("this slice has no layers of the base {}", self.models[model].label))
+                        .help("list the base model among the `sources` of the slice, with its layer_range"),
+                });
+                continue;
+            }
+            let others = scope.sources.len() - usize::from(base.is_some());
+            let arity = info.inputs;
+            if others < arity.min || arity.max.is_some_and(|max| others > max) {
+                let wanted = match arity.max {
+                    Some(max) if max == arity.min => format!("exactly {max}"),
+                    Some(max) => format!("{} to {max}", arity.min),
+                    None => format!("at least {}", arity.min),
+                };
+                let besides = if base.is_some() { " besides the base" } else { "" };
+                let mut diagnostic = Diagnostic::error(format!(
+                    "{} merges {wanted} model{}{besides}, but {others} {} given",
+                    info.name,
+                    if arity.max == Some(1) { "" } else { "s" },
+                    if others == 1 { "is" } else { "are" },
+                ))
+                .label(scope.span, format!("{others} here"));
+                if base.is_none() && scope.base_model.is_some() {
+                    diagnostic = diagnostic.help("the base model counts as one of the inputs of this method");
+                }
+                self.errors.push(diagnostic);
+            }
+        }
+    }
+
+    /// Index of the base among the sources, for methods that tell it from the others.
+    fn base_of(&self, scope: &SliceScope<'_>) -> Option<usize> {
+        if self.method.info().base == BasePolicy::Ignored {
+            return None;
+        }
+        scope.sources.iter().position(|source| Some(source.model) == scope.base_model)
+    }
+
+    fn outputs(&mut self, layout: &Layout<'_>) -> Vec<Output> {
+        let mut outputs = Vec::with_capacity(layout.rows.len());
+        let mut missing: BTreeMap<(usize, usize), Vec<String>> = BTreeMap::new();
+        let mut shapes: Vec<String> = Vec::new();
+        let mut shape_span = None;
+        for row in &layout.rows {
+            let scope = &layout.slices[row.slice];
+            let Some(present) = self.present(row, scope, &mut missing) else { continue };
+            match self.output(row, scope, &present) {
+                Ok(Some(output)) => outputs.push(output),
+                Ok(None) => {}
+                Err(Fault::Shape(text)) => {
+                    shape_span.get_or_insert(scope.span);
+                    shapes.push(text);
+                }
+                Err(Fault::Recipe(diagnostic)) => {
+                    // One parameter is missing for every tensor alike: say it once.
+                    if !self.errors.iter().any(|known| known.labels == diagnostic.labels) {
+                        self.errors.push(*diagnostic);
+                    }
+                }
+            }
+        }
+        self.report_missing(layout, &missing);
+        if let Some(span) = shape_span {
+            let more = shapes.len().saturating_sub(NAMED);
+            let mut text = shapes[..shapes.len().min(NAMED)].join("\n  ");
+            if more > 0 {
+                text.push_str(&format!("\n  and {more} more"));
+            }
+            let vocabulary = shapes.iter().any(|text| text.contains("vocabulary"));
+            let help = if vocabulary {
+                "the vocabularies differ: use `tokenizer_source: base` to re-index the rows by token, or \
+                 --unsafe-truncate-embeddings to keep the common prefix of rows"
+            } else {
+                "only tensors of equal shape can be merged: check that the models are fine-tunes of one base"
+            };
+            self.errors.push(Diagnostic::error(format!("tensors have different shapes:\n  {text}")).label(span, "in this merge").help(help));
+        }
+        outputs
+    }
+
+    /// The sources that hold the tensor, or `None` if it is left out.
+    fn present(
+        &mut self,
+        row: &Row,
+        scope: &SliceScope<'_>,
+        missing: &mut BTreeMap<(usize, usize), Vec<String>>,
+    ) -> Option<Vec<(usize, Found)>> {
+        let present: Vec<(usize, Found)> =
+            row.cells.iter().enumerate().filter_map(|(i, cell)| Some((i, cell.clone()?))).collect();
+        for (i, found) in &present {
+            let label = &self.models[scope.sources[*i].model].label;
+            match found {
+                Found::Same(_) => {}
+                Found::Renamed(name) => {
+                    let (long, short) = if name.len() > row.name.len() { (name.as_str(), row.name.as_str()) } else { (row.name.as_str(), name.as_str()) };
+                    let prefix = long.strip_suffix(short).unwrap_or_default();
+                    let how = if name.len() > row.name.len() { "with" } else { "without" };
+                    self.notes.insert(format!("{label} names its tensors {how} the prefix '{prefix}': matched"));
+                }
+                Found::Tied(name) => {
+                    self.notes.insert(format!("{label} has no {}: its tied embedding {name} stands in", row.name));
+                }
+            }
+        }
+        if present.len() == row.cells.len() {
+            return Some(present);
+        }
+        if self.options.state_dict {
+            match self.options.missing {
+                Missing::Intersection => {
+                    self.notes.insert(format!("{} is left out: not every input has it", row.name));
+                    return None;
+                }
+                Missing::Union => return Some(present),
+                Missing::Error => {}
+            }
+        } else if roles::is_rebuilt_buffer(&row.name) {
+            self.notes.insert(format!("{} is left out: a buffer that not every model stores", row.name));
+            return None;
+        } else if self.options.allow_missing {
+            self.notes.insert(format!("{} is merged without the models that lack it", row.name));
+            return Some(present);
+        }
+        for i in (0..row.cells.len()).filter(|i| row.cells[*i].is_none()) {
+            missing.entry((row.slice, i)).or_default().push(row.name.clone());
+        }
+        None
+    }
+
+    fn report_missing(&mut self, layout: &Layout<'_>, missing: &BTreeMap<(usize, usize), Vec<String>>) {
+        for ((slice, source), names) in missing {
+            let source = &layout.slices[*slice].sources[*source];
+            let more = names.len().saturating_sub(NAMED);
+            let mut list = names[..names.len().min(NAMED)].join(", ");
+            if more > 0 {
+                list.push_str(&format!(" and {more} more"));
+            }
+            let help = if self.options.state_dict {
+                "--tensor-intersection leaves such tensors out, --tensor-union merges them from the inputs that have them"
+            } else {
+                "--allow-missing merges such tensors from the models that have them"
+            };
+            self.errors.push(
+                Diagnostic::error(format!("{} lacks {}: {list}", self.models[source.model].label, plural(names.len(), "tensor")))
+                    .label(source.span, "other models of the merge have them")
+                    .help(help),
+            );
+        }
+    }
+
+    fn output(&mut self, row: &Row, scope: &SliceScope<'_>, present: &[(usize, Found)]) -> Result<Option<Output>, Fault> {
+        let dtype = self.document.dtype.as_ref().map(|dtype| float(dtype.value));
+        let described: Vec<(Dtype, Vec<usize>)> = present
+            .iter()
+            .filter_map(|(i, found)| {
+                let model = &self.models[scope.sources[*i].model];
+                let (dtype, shape) = model.describe(found.name())?;
+                let adapted = self.options.adapter_dtype.filter(|_| model.adapter.is_some() && dtype.is_float());
+                Some((adapted.unwrap_or(dtype), shape.to_vec()))
+            })
+            .collect();
+        let shape = self.common_shape(row, scope, present, &described)?;
+        let inputs: Vec<InputRef> = present
+            .iter()
+            .zip(&described)
+            .map(|((i, found), (own, _))| InputRef {
+                model: scope.sources[*i].model,
+                tensor: found.name().to_owned(),
+                round_to: dtype.filter(|wanted| narrows(*own, *wanted)),
+                companion: None,
+            })
+            .collect();
+        let new = |dtype: Dtype, action: Action| {
+            let nbytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
+            Output { name: row.name.clone(), shape: shape.clone(), dtype, nbytes, shard: 0, offset: 0, t: row.t, action }
+        };
+        if described.iter().any(|(dtype, _)| !dtype.is_float()) {
+            let first = described[0].0;
+            if described.iter().any(|(dtype, _)| *dtype != first) {
+                let types: Vec<String> = described.iter().map(|(dtype, _)| dtype.to_string()).collect();
+                return Err(Fault::Shape(format!("{}: types {} cannot be merged", row.name, types.join(", "))));
+            }
+            return Ok(Some(new(first, Action::Identical(inputs))));
+        }
+        let promoted = promote(described.iter().map(|(dtype, _)| *dtype));
+        let stored = self.document.out_dtype.as_ref().map(|dtype| float(dtype.value)).or(dtype).unwrap_or(promoted);
+
+        let base_source = self.base_of(scope);
+        let base = base_source.and_then(|base| present.iter().position(|(i, _)| *i == base));
+        if base_source.is_some() && base.is_none() && self.method.info().base == BasePolicy::Required {
+            if present.len() == 1 {
+                self.notes.insert(format!("{} is copied: the base lacks it and one model has it", row.name));
+                return Ok(Some(self.copy_or_cast(new, inputs, stored)));
+            }
+            return Err(Fault::Shape(format!("{}: the base model lacks it", row.name)));
+        }
+        let others = present.len() - usize::from(base.is_some());
+        if present.len() < row.cells.len() && others < self.method.info().inputs.min.max(1) {
+            if present.len() == 1 {
+                return Ok(Some(self.copy_or_cast(new, inputs, stored)));
+            }
+            self.notes.insert(format!("{} is left out: too few models have it", row.name));
+            return Ok(None);
+        }
+        let names: Vec<(usize, &str)> = present.iter().map(|(i, found)| (*i, found.name())).collect();
+        let settings = resolve::settings(self.method, self.document, scope, row, &names, base, self.models)
+            .map_err(|diagnostic| Fault::Recipe(Box::new(diagnostic)))?;
+        self.method.check(&shape, base, &settings).map_err(|reason| {
+            Fault::Recipe(Box::new(
+                Diagnostic::error(format!("{} cannot merge tensor '{}': {reason}", self.method.info().name, row.name))
+                    .label(self.document.merge_method.span, "with these parameters"),
+            ))
+        })?;
+        if self.method.is_copy(&settings) && inputs.len() == 1 {
+            return Ok(Some(self.copy_or_cast(new, inputs, stored)));
+        }
+        let encoding = Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
+        Ok(Some(new(stored, Action::Merge { inputs, base, settings, encoding })))
+    }
+
+    /// A byte copy if the type stays and no adapter is in the way, else a conversion.
+    fn copy_or_cast(&self, new: impl Fn(Dtype, Action) -> Output, mut inputs: Vec<InputRef>, stored: Dtype) -> Output {
+        let input = inputs.swap_remove(0);
+        let model = &self.models[input.model];
+        let own = model.describe(&input.tensor).map(|(dtype, _)| dtype);
+        if own == Some(stored) && input.round_to.is_none() && model.deltas(&input.tensor).is_empty() {
+            return new(stored, Action::Copy(input));
+        }
+        let encoding = Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
+        new(stored, Action::Cast { input, encoding })
+    }
+
+    fn common_shape(
+        &mut self,
+        row: &Row,
+        scope: &SliceScope<'_>,
+        present: &[(usize, Found)],
+        described: &[(Dtype, Vec<usize>)],
+    ) -> Result<Vec<usize>, Fault> {
+        let first = &described[0].1;
+        if described.iter().all(|(_, shape)| shape == first) {
+            return Ok(first.clone());
+        }
+        let label = |k: usize| &self.models[scope.sources[present[k].0].model].label;
+        let rows_alone = roles::is_vocabulary(&row.name)
+            && described.iter().all(|(_, shape)| !shape.is_empty() && shape.len() == first.len() && shape[1..] == first[1..]);
+        let list = described.iter().enumerate().map(|(k, (_, shape))| format!("{} has {shape:?}", label(k))).collect::<Vec<_>>().join(", ");
+        if rows_alone {
+            let least = described.iter().map(|(_, shape)| shape[0]).min().unwrap_or(0);
+            let padded = self.only_padding_differs(scope, present, least);
+            if self.options.truncate_embeddings || padded {
+                let why = if padded { "the tokenizers are equal and the rows cut off are padding" } else { "UNSAFE: token ids beyond are lost" };
+                self.notes.insert(format!("{}: rows cut to {least} ({list}); {why}", row.name));
+                let mut shape = first.clone();
+                shape[0] = least;
+                return Ok(shape);
+            }
+            return Err(Fault::Shape(format!("{} (vocabulary rows): {list}", row.name)));
+        }
+        Err(Fault::Shape(format!("{}: {list}", row.name)))
+    }
+
+    /// Whether all models have the same tokenizer and no token of it lies beyond the first `rows` rows.
+    fn only_padding_differs(&self, scope: &SliceScope<'_>, present: &[(usize, Found)], rows: usize) -> bool {
+        let mut tokenizers = present.iter().map(|(i, _)| self.models[scope.sources[*i].model].tokenizer());
+        let Some(Some(first)) = tokenizers.next() else { return false };
+        first.ids <= rows && tokenizers.all(|other| other.is_some_and(|other| other.digest == first.digest))
+    }
+
+    fn config(&mut self, template: &Model, layout: &Layout<'_>, outputs: &[Output]) -> Result<Option<String>, Diagnostic> {
+        let Some(text) = template.checkpoint.config() else {
+            self.notes.insert(format!("{} has no config.json: none is written", template.label));
+            return Ok(None);
+        };
+        let fail = |error: &dyn std::fmt::Display| {
+            Diagnostic::error(format!("{}: {error}", template.label)).label(self.document.merge_method.span, "while writing config.json")
+        };
+        let mut config = Config::parse(text).map_err(|error| fail(&error))?;
+        let mut changed = Vec::new();
+        if let [origin] = layout.origins.as_slice() {
+            match config.set_layers(origin).map_err(|error| fail(&error))? {
+                Some(key) => changed.push(key),
+                None => {
+                    self.notes.insert("config.json has no key for the number of layers: it is left as it is".into());
+                }
+            }
+        }
+        let mut weights: BTreeMap<Dtype, u64> = BTreeMap::new();
+        for output in outputs.iter().filter(|output| output.dtype.is_float()) {
+            *weights.entry(output.dtype).or_default() += output.nbytes;
+        }
+        if let Some((dtype, _)) = weights.into_iter().max_by_key(|(_, bytes)| *bytes) {
+            let name = serde_json::Value::from(dtype.torch_name());
+            let keys = ["dtype", "torch_dtype"];
+            let present: Vec<&str> = keys.into_iter().filter(|key| config.get(&[key]).is_some()).collect();
+            let narrow = outputs.iter().any(|output| matches!(output.action, Action::Merge { .. }) || output.dtype == dtype);
+            for key in present {
+                if narrow && config.get(&[key]) != Some(name.clone()) {
+                    config.set(&[key], &name).map_err(|error| fail(&error))?;
+                    changed.push(key.to_owned());
+                }
+            }
+        }
+        if let Some(embedding) = outputs.iter().find(|output| roles::is_input_embedding(&output.name)) {
+            for path in [&["vocab_size"][..], &["text_config", "vocab_size"]] {
+                let rows = serde_json::Value::from(embedding.shape[0]);
+                let cut = self.notes.iter().any(|note| note.starts_with(&format!("{}: rows cut", embedding.name)));
+                if cut && config.get(path).is_some_and(|value| value != rows) {
+                    config.set(path, &rows).map_err(|error| fail(&error))?;
+                    changed.push(path.join("."));
+                }
+            }
+        }
+        if self.head_is_untied(outputs) {
+            for path in [&["tie_word_embeddings"][..], &["text_config", "tie_word_embeddings"]] {
+                if config.get(path) == Some(serde_json::Value::Bool(true)) {
+                    config.set(path, &serde_json::Value::Bool(false)).map_err(|error| fail(&error))?;
+                    changed.push(path.join("."));
+                }
+            }
+        }
+        if !changed.is_empty() {
+            self.notes.insert(format!("config.json: changed {}", changed.join(", ")));
+        }
+        Ok(Some(config.text().to_owned()))
+    }
+
+    /// Whether the output stores a head of its own that some input did not tie to its embedding.
+    fn head_is_untied(&self, outputs: &[Output]) -> bool {
+        outputs
+            .iter()
+            .filter(|output| roles::is_output_head(&output.name))
+            .flat_map(Output::inputs)
+            .any(|input| roles::is_output_head(&input.tensor) && !self.models[input.model].is_tied())
+    }
+}
+
+enum Fault {
+    Shape(String),
+    Recipe(Box<Diagnostic>),
+}
+
+fn plural(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+/// The narrowest type that holds values of all of them without loss of range: equal types stay, others become f32.
+fn promote(mut dtypes: impl Iterator<Item = Dtype>) -> Dtype {
+    let Some(first) = dtypes.next() else { return Dtype::F32 };
+    dtypes.fold(first, |a, b| match (a, b) {
+        (a, b) if a == b => a,
+        (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
+        _ => Dtype::F32,
+    })
+}
+
+/// Whether values of type `own` must be rounded to become values of type `wanted`.
+fn narrows(own: Dtype, wanted: Dtype) -> bool {
+    own.is_float() && own != wanted && !matches!(wanted, Dtype::F32 | Dtype::F64)
+}
+
+fn float(dtype: FloatType) -> Dtype {
+    match dtype {
+        FloatType::Float16 => Dtype::F16,
+        FloatType::BFloat16 => Dtype::BF16,
+        FloatType::Float32 => Dtype::F32,
+        FloatType::Float64 => Dtype::F64,
+        FloatType::Float8E4M3 => Dtype::F8E4M3,
+        FloatType::Float8E5M2 => Dtype::F8E5M2,
+    }
+}
+
+/// The kernels' name of a stored type; `None` if it is not a floating-point type.
+pub fn kernel_float(dtype: Dtype) -> Option<merganser_methods::Float> {
+    use merganser_methods::Float;
+    Some(match dtype {
+        Dtype::F64 => Float::F64,
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::BF16 => Float::BF16,
+        Dtype::F8E4M3 => Float::F8E4M3,
+        Dtype::F8E5M2 => Float::F8E5M2,
+        _ => return None,
+    })
+}

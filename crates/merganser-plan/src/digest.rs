@@ -1,0 +1,41 @@
+//! One hash for everything that decides the bytes of a merge.
+
+use std::fmt::Write;
+
+use merganser_methods::Method;
+
+use crate::{Action, Model, Output};
+
+/// Hash of the plan: version, method, seed, inputs, and every output with its resolved parameters.
+pub(crate) fn of(method: &dyn Method, models: &[Model], outputs: &[Output], config: Option<&str>, seed: u64, shard_size: u64) -> String {
+    let mut text = format!("{}\n{}\n{seed}\n{shard_size}\n{}\n{config:?}\n", env!("CARGO_PKG_VERSION"), method.info().name, inputs(models));
+    for output in outputs {
+        let _ = writeln!(text, "{} {} {:?}", output.name, output.dtype, output.shape);
+        match &output.action {
+            Action::Copy(input) => {
+                let _ = writeln!(text, " copy {} {}", input.model, input.tensor);
+            }
+            Action::Cast { input, encoding } => {
+                let _ = writeln!(text, " cast {input:?} {encoding:?}");
+            }
+            Action::Identical(inputs) => {
+                let _ = writeln!(text, " identical {inputs:?}");
+            }
+            Action::Merge { inputs, base, settings, encoding } => {
+                let _ = writeln!(text, " merge {inputs:?} {base:?} {settings:?} {encoding:?}");
+            }
+        }
+    }
+    self::text(&text)
+}
+
+/// Hash of the identities of all inputs.
+pub(crate) fn inputs(models: &[Model]) -> String {
+    let identities: Vec<String> = models.iter().map(Model::identity).collect();
+    self::text(&identities.join("\n"))
+}
+
+/// Hash of a text.
+pub(crate) fn text(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}

@@ -1,0 +1,359 @@
+//! The executor: every output tensor from its inputs to its place in its file.
+//!
+//! Large tensors are cut into chunks that run in parallel; small ones run side by side, whole. Either way a thread
+//! holds one chunk of every input and nothing else, so memory follows from threads × inputs × chunk size and not
+//! from the size of any tensor. The bytes do not depend on the number of threads: chunks are cut by shape, partial
+//! sums are added in order.
+
+use std::path::Path;
+
+use merganser_methods::{Encoding, Input, Program, Source, Survey, TensorGroup, CHUNK};
+use merganser_plan::{kernel_float, Action, InputRef, Output, Plan};
+use merganser_store::journal::{Entry, Journal};
+use merganser_store::publish::Staging;
+use merganser_store::shard::ShardFile;
+use rayon::prelude::*;
+
+use crate::{seal, sources, survey, Event, Observer, Provenance, RunError};
+
+/// Bytes of a piece of a tensor that is copied as it is.
+const PIECE: usize = 1 << 20;
+
+/// A merge about to run.
+pub struct Merge<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// Where the result goes.
+    pub out: &'a Path,
+    /// Replace a model that is already there, once the new one is complete.
+    pub overwrite: bool,
+    /// Let NaN and infinity pass.
+    pub allow_nonfinite: bool,
+    /// Wait until the files are on disk before they are moved into place.
+    pub sync: bool,
+    /// Only part `i` of `n`, counted from 1.
+    pub part: Option<(usize, usize)>,
+    /// Bytes of working memory that may be used.
+    pub memory: u64,
+    /// What goes beside the weights.
+    pub provenance: &'a Provenance,
+}
+
+/// Carries a merge out on the current rayon pool.
+///
+/// # Errors
+/// Unreadable or unsuitable inputs, a full disk, an output folder that holds something else. The output folder is
+/// then as it was before; what was finished is kept in the staging folder and reused by the next run.
+pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
+    fits_memory(job)?;
+    let plan = job.plan;
+    let staging = match job.part {
+        None => Staging::begin(job.out, job.overwrite)?,
+        Some(_) => Staging::begin_shared(job.out, job.overwrite)?,
+    };
+    let (shards, name) = match job.part {
+        None => ((0..plan.shards.len()).collect(), "journal".to_owned()),
+        Some((part, parts)) => {
+            let share = plan.parts(parts).into_iter().nth(part.wrapping_sub(1));
+            (share.ok_or(RunError::NoSuchPart { part, parts })?.shards, format!("journal-{part:05}-of-{parts:05}"))
+        }
+    };
+    let (journal, finished) = Journal::open(staging.dir(), &name, &plan.digest)?;
+    let mut work = Work { job, journal, files: Vec::new(), observer, survey: Survey::default() };
+    let mut pending = work.open_files(staging.dir(), &shards, &finished)?;
+    let bytes = pending.iter().map(|i| work.cost(&plan.outputs[*i])).sum();
+    observer.event(Event::Started { tensors: pending.len(), bytes, reused: shards_outputs(plan, &shards) - pending.len() });
+    work.survey = survey::take(job, &staging, observer)?;
+    // The largest first would balance better, but order of writing is order on disk.
+    pending.sort_unstable();
+    work.run(&pending)?;
+    observer.event(Event::Publishing);
+    if job.sync {
+        work.files.iter().flatten().try_for_each(ShardFile::sync)?;
+        work.journal.sync()?;
+    }
+    drop(work);
+    match job.part {
+        None => seal::publish(plan, job.provenance, staging),
+        Some(part) => seal::mark(plan, &staging, part),
+    }
+}
+
+fn shards_outputs(plan: &Plan, shards: &[usize]) -> usize {
+    shards.iter().map(|shard| plan.shards[*shard].outputs.len()).sum()
+}
+
+fn fits_memory(job: &Merge<'_>) -> Result<(), RunError> {
+    let Some((needed, tensor)) = job.plan.thread_bytes() else { return Ok(()) };
+    if needed > job.memory {
+        return Err(RunError::Memory {
+            budget: readable(job.memory),
+            needed: readable(needed),
+            tensor: tensor.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Bytes in the unit people use.
+pub(crate) fn readable(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 => format!("{:.1} GiB", b as f64 / f64::from(1 << 30)),
+        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / f64::from(1 << 20)),
+        b => format!("{:.1} KiB", b as f64 / 1024.0),
+    }
+}
+
+/// Everything a running merge needs.
+struct Work<'a> {
+    job: &'a Merge<'a>,
+    journal: Journal,
+    /// The open output files, by shard.
+    files: Vec<Option<ShardFile>>,
+    observer: &'a dyn Observer,
+    survey: Survey,
+}
+
+impl Work<'_> {
+    /// Opens the files of the given shards and says which of their tensors are still to be written.
+    fn open_files(&mut self, dir: &Path, shards: &[usize], finished: &[Entry]) -> Result<Vec<usize>, RunError> {
+        let plan = self.job.plan;
+        self.files.resize_with(plan.shards.len(), || None);
+        let mut pending = Vec::new();
+        for i in shards {
+            let shard = &plan.shards[*i];
+            let path = dir.join(&shard.file);
+            let left_over = if finished.is_empty() { None } else { ShardFile::reopen(&path, shard.size)? };
+            let resumed = left_over.is_some();
+            let file = match left_over {
+                Some(file) => file,
+                None => ShardFile::create(&path, shard.size)?,
+            };
+            file.write_at(0, &shard.header)?;
+            let known = |output: &Output| finished.iter().rev().find(|entry| resumed && entry.tensor == output.name);
+            let checked: Vec<(usize, bool)> = shard
+                .outputs
+                .par_iter()
+                .map(|k| {
+                    let output = &plan.outputs[*k];
+                    let intact = known(output).is_some_and(|entry| intact(&file, output, entry));
+                    (*k, intact)
+                })
+                .collect();
+            pending.extend(checked.into_iter().filter(|(_, intact)| !intact).map(|(k, _)| k));
+            self.files[*i] = Some(file);
+        }
+        Ok(pending)
+    }
+
+    /// Bytes read and written for an output tensor.
+    fn cost(&self, output: &Output) -> u64 {
+        let plan = self.job.plan;
+        plan.input_bytes_of(output) * u64::from(plan.passes(output)) + output.nbytes
+    }
+
+    fn run(&self, pending: &[usize]) -> Result<(), RunError> {
+        let outputs = &self.job.plan.outputs;
+        let mut rest = pending;
+        while !rest.is_empty() {
+            let small = rest.iter().take_while(|i| outputs[**i].elements() <= CHUNK).count();
+            let (batch, after) = rest.split_at(small.max(1));
+            if small > 0 {
+                batch.par_iter().try_for_each(|i| self.produce(&outputs[*i]))?;
+            } else {
+                self.produce(&outputs[batch[0]])?;
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Makes one output tensor and records it.
+    fn produce(&self, output: &Output) -> Result<(), RunError> {
+        let (piece, hashes) = match &output.action {
+            Action::Copy(input) => self.copy(output, std::slice::from_ref(input))?,
+            Action::Identical(inputs) => self.copy(output, inputs)?,
+            Action::Cast { input, encoding } => {
+                let settings = merganser_methods::Settings::default();
+                let opened = Opened::new(self.job.plan, std::slice::from_ref(input))?;
+                let group = opened.group(self.job, output, None, &settings);
+                let copy = Program::values(|block, out| out.copy_from_slice(block.input(0)));
+                self.merge(output, &group, &copy, *encoding)?
+            }
+            Action::Merge { inputs, base, settings, encoding } => {
+                let opened = Opened::new(self.job.plan, inputs)?;
+                let group = opened.group(self.job, output, *base, settings);
+                let program = self.job.plan.method.prepare(&group, &self.survey)?;
+                let passes = u64::from(self.job.plan.passes(output));
+                let read = self.job.plan.input_bytes_of(output);
+                self.observer.event(Event::Progress { bytes: read * passes.saturating_sub(1) });
+                self.merge(output, &group, &program, *encoding)?
+            }
+        };
+        self.journal.append(&Entry {
+            tensor: output.name.clone(),
+            digest: digest(piece, &hashes),
+            bytes: output.nbytes,
+        })?;
+        self.observer.event(Event::Tensor { name: &output.name, bytes: output.nbytes });
+        Ok(())
+    }
+
+    fn merge(
+        &self,
+        output: &Output,
+        group: &TensorGroup<'_>,
+        program: &Program<'_>,
+        encoding: Encoding,
+    ) -> Result<(usize, Vec<blake3::Hash>), RunError> {
+        let file = self.file(output)?;
+        let per_element = self.job.plan.input_bytes_of(output) / (output.elements().max(1) as u64);
+        let hashes = group.run(program, encoding, |start, bytes| {
+            file.write_at(output.offset + encoding.bytes(start) as u64, bytes)?;
+            let read = per_element * (bytes.len() * output.elements().max(1)) as u64 / output.nbytes.max(1);
+            self.observer.event(Event::Progress { bytes: read + bytes.len() as u64 });
+            Ok(blake3::hash(bytes))
+        })?;
+        Ok((encoding.bytes(group.chunk_len(program.grain)), hashes))
+    }
+
+    /// Copies the bytes of the first input, after comparing all others with it.
+    fn copy(&self, output: &Output, inputs: &[InputRef]) -> Result<(usize, Vec<blake3::Hash>), RunError> {
+        let plan = self.job.plan;
+        let file = self.file(output)?;
+        let found: Vec<_> = inputs.iter().map(|input| plan.stored(input)).collect::<Option<_>>().ok_or_else(|| {
+            RunError::Vanished { tensor: output.name.clone(), model: plan.models[inputs[0].model].label.clone() }
+        })?;
+        let check = kernel_float(output.dtype).filter(|_| !self.job.allow_nonfinite);
+        let pieces = (output.nbytes as usize).div_ceil(PIECE);
+        let hashes = (0..pieces)
+            .into_par_iter()
+            .map_init(
+                || (Vec::new(), Vec::new(), Vec::new()),
+                |(bytes, other, values), k| {
+                    let at = k * PIECE;
+                    let len = PIECE.min(output.nbytes as usize - at);
+                    bytes.resize(len, 0);
+                    let (checkpoint, info) = found[0];
+                    checkpoint.read(info, at as u64, bytes)?;
+                    for (input, (checkpoint, info)) in inputs.iter().zip(&found).skip(1) {
+                        other.resize(len, 0);
+                        checkpoint.read(info, at as u64, other)?;
+                        if other != bytes {
+                            return Err(RunError::Differs {
+                                tensor: output.name.clone(),
+                                dtype: output.dtype,
+                                first: plan.models[inputs[0].model].label.clone(),
+                                second: plan.models[input.model].label.clone(),
+                            });
+                        }
+                    }
+                    if let Some(kind) = check {
+                        values.resize(len / kind.size(), 0.0);
+                        merganser_kernels::convert::decode(kind, bytes, values);
+                        if !merganser_kernels::convert::all_finite(values) {
+                            let index = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                            return Err(RunError::Method(merganser_methods::MethodError::NonFinite {
+                                tensor: output.name.clone(),
+                                model: plan.models[inputs[0].model].label.clone(),
+                                index: at / kind.size() + index,
+                                value: values[index],
+                            }));
+                        }
+                    }
+                    file.write_at(output.offset + at as u64, bytes)?;
+                    self.observer.event(Event::Progress { bytes: len as u64 * (inputs.len() as u64 + 1) });
+                    Ok(blake3::hash(bytes))
+                },
+            )
+            .collect::<Result<Vec<_>, RunError>>()?;
+        Ok((PIECE, hashes))
+    }
+
+    fn file(&self, output: &Output) -> Result<&ShardFile, RunError> {
+        self.files[output.shard].as_ref().ok_or_else(|| RunError::Vanished {
+            tensor: output.name.clone(),
+            model: self.job.plan.shards[output.shard].file.clone(),
+        })
+    }
+}
+
+/// The opened inputs of an output tensor.
+pub(crate) struct Opened<'a> {
+    plan: &'a Plan,
+    inputs: &'a [InputRef],
+    sources: Vec<Box<dyn Source + 'a>>,
+    companions: Vec<Option<Box<dyn Source + 'a>>>,
+}
+
+impl<'a> Opened<'a> {
+    pub(crate) fn new(plan: &'a Plan, inputs: &'a [InputRef]) -> Result<Self, RunError> {
+        let sources = inputs
+            .iter()
+            .map(|input| sources::open(&plan.models[input.model], &input.tensor))
+            .collect::<Result<_, _>>()?;
+        let companions = inputs
+            .iter()
+            .map(|input| input.companion.map(|model| sources::open(&plan.models[model], &input.tensor)).transpose())
+            .collect::<Result<_, _>>()?;
+        Ok(Self { plan, inputs, sources, companions })
+    }
+
+    pub(crate) fn group<'b>(
+        &'b self,
+        job: &Merge<'_>,
+        output: &'b Output,
+        base: Option<usize>,
+        settings: &'b merganser_methods::Settings,
+    ) -> TensorGroup<'b> {
+        let inputs = self
+            .inputs
+            .iter()
+            .zip(self.sources.iter().zip(&self.companions))
+            .map(|(input, (source, companion))| Input {
+                model: &self.plan.models[input.model].label,
+                source: source.as_ref(),
+                companion: companion.as_deref(),
+                round_to: input.round_to.and_then(kernel_float),
+            })
+            .collect();
+        TensorGroup {
+            name: &output.name,
+            shape: &output.shape,
+            inputs,
+            base,
+            settings,
+            seed: self.plan.seed,
+            allow_nonfinite: job.allow_nonfinite,
+        }
+    }
+}
+
+/// Size of the hashed pieces and a hash over their hashes.
+fn digest(piece: usize, hashes: &[blake3::Hash]) -> String {
+    let mut all = blake3::Hasher::new();
+    for hash in hashes {
+        all.update(hash.as_bytes());
+    }
+    format!("{piece}:{}", all.finalize().to_hex())
+}
+
+/// Whether the bytes of a tensor are those an earlier run recorded.
+fn intact(file: &ShardFile, output: &Output, entry: &Entry) -> bool {
+    let Some(piece) = entry.digest.split(':').next().and_then(|piece| piece.parse::<usize>().ok()) else { return false };
+    if entry.bytes != output.nbytes || piece == 0 {
+        return false;
+    }
+    let mut hashes = Vec::new();
+    let mut bytes = Vec::new();
+    let mut at = 0;
+    while at < output.nbytes {
+        bytes.resize(piece.min((output.nbytes - at) as usize), 0);
+        if file.read_at(output.offset + at, &mut bytes).is_err() {
+            return false;
+        }
+        hashes.push(blake3::hash(&bytes));
+        at += bytes.len() as u64;
+    }
+    digest(piece, &hashes) == entry.digest
+}

@@ -1,0 +1,19 @@
+//! Carries a plan out: bounded memory, resumable, and the output appears whole or not at all.
+//!
+//! Everything is first written to a staging folder inside the output folder, every tensor straight to its final
+//! offset, in parallel; a journal records finished tensors with a hash of their bytes, so that a run that was
+//! interrupted goes on where it stopped. Only when all is there are the files moved into place.
+
+mod error;
+mod execute;
+mod observe;
+mod provenance;
+mod seal;
+mod sources;
+mod survey;
+
+pub use error::RunError;
+pub use execute::{merge, Merge};
+pub use observe::{Event, Observer, Quiet};
+pub use provenance::{card, Provenance};
+pub use seal::seal;

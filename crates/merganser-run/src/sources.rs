@@ -1,0 +1,154 @@
+//! Input tensors as streams of f32: straight from a file, or with a LoRA update added on the way.
+
+use std::ops::Range;
+
+use merganser_kernels::convert::{self, Float};
+use merganser_kernels::elementwise;
+use merganser_methods::Source;
+use merganser_plan::{kernel_float, Model};
+use merganser_store::adapter::Delta;
+use merganser_store::checkpoint::{Checkpoint, TensorInfo};
+
+use crate::RunError;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A tensor as it lies in a checkpoint or adapter file.
+struct Stored<'a> {
+    checkpoint: &'a Checkpoint,
+    info: &'a TensorInfo,
+    kind: Float,
+}
+
+impl Source for Stored<'_> {
+    fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
+        let size = self.kind.size();
+        raw.resize(range.len() * size, 0);
+        self.checkpoint.read(self.info, (range.start * size) as u64, raw)?;
+        Ok(())
+    }
+
+    fn decode(&self, raw: &[u8], _first: usize, skip: usize, out: &mut [f32]) {
+        let size = self.kind.size();
+        convert::decode(self.kind, &raw[skip * size..(skip + out.len()) * size], out);
+    }
+}
+
+/// A weight and the low-rank update of an adapter: W + Σ_k c_k r_k, one row at a time.
+struct Adapted<'a> {
+    weight: Box<dyn Source + 'a>,
+    /// Factor of every direction, by row of the weight: rows × rank.
+    coefficients: Vec<f32>,
+    /// The directions: rank × columns.
+    directions: Vec<f32>,
+    rank: usize,
+    columns: usize,
+}
+
+impl Source for Adapted<'_> {
+    fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
+        self.weight.fetch(range, raw)
+    }
+
+    fn decode(&self, raw: &[u8], first: usize, skip: usize, out: &mut [f32]) {
+        self.weight.decode(raw, first, skip, out);
+        let start = first + skip;
+        let mut at = 0;
+        while at < out.len() {
+            let (row, column) = ((start + at) / self.columns, (start + at) % self.columns);
+            let len = (self.columns - column).min(out.len() - at);
+            for k in 0..self.rank {
+                let direction = &self.directions[k * self.columns + column..][..len];
+                elementwise::axpy(&mut out[at..at + len], self.coefficients[row * self.rank + k], direction);
+            }
+            at += len;
+        }
+    }
+}
+
+/// A weight and a vector that is added to it (the bias of an adapter's second factor).
+struct Shifted<'a> {
+    weight: Box<dyn Source + 'a>,
+    shift: Vec<f32>,
+}
+
+impl Source for Shifted<'_> {
+    fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
+        self.weight.fetch(range, raw)
+    }
+
+    fn decode(&self, raw: &[u8], first: usize, skip: usize, out: &mut [f32]) {
+        self.weight.decode(raw, first, skip, out);
+        let start = first + skip;
+        elementwise::add_assign(out, &self.shift[start..start + out.len()]);
+    }
+}
+
+/// Opens the stream of one input tensor.
+///
+/// # Errors
+/// If the adapter's factors cannot be read, or do not fit the weight.
+pub(crate) fn open<'a>(model: &'a Model, tensor: &str) -> Result<Box<dyn Source + 'a>, RunError> {
+    let mut source: Option<Box<dyn Source + 'a>> = None;
+    if let Some(info) = model.info(tensor) {
+        source = Some(Box::new(stored(&model.checkpoint, info)?));
+    }
+    if let Some(adapter) = &model.adapter {
+        for delta in model.deltas(tensor) {
+            source = Some(apply(source, delta, model, tensor, adapter.checkpoint())?);
+        }
+    }
+    source.ok_or_else(|| RunError::Vanished { tensor: tensor.to_owned(), model: model.label.clone() })
+}
+
+fn apply<'a>(
+    source: Option<Box<dyn Source + 'a>>,
+    delta: &'a Delta,
+    model: &Model,
+    tensor: &str,
+    adapter: &'a Checkpoint,
+) -> Result<Box<dyn Source + 'a>, RunError> {
+    if let Delta::Replace(info) = delta {
+        return Ok(Box::new(stored(adapter, info)?));
+    }
+    let gone = || RunError::Vanished { tensor: tensor.to_owned(), model: model.label.clone() };
+    let weight = source.ok_or_else(gone)?;
+    let (_, shape) = model.describe(tensor).ok_or_else(gone)?;
+    match delta {
+        Delta::LowRank { a, b, rank, scale, transposed } => {
+            let (a, b) = (whole(adapter, a)?, whole(adapter, b)?);
+            let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>().max(1));
+            // Linear: ΔW = s·B·A. Transposed (Conv1D, embeddings): ΔW = s·(B·A)ᵀ, so A and B swap their roles.
+            let (factors, directions) =
+                if *transposed { (transpose(&a, *rank, rows), transpose(&b, columns, *rank)) } else { (b, a) };
+            let coefficients = factors.iter().map(|c| (f64::from(*c) * scale) as f32).collect();
+            Ok(Box::new(Adapted { weight, coefficients, directions, rank: *rank, columns }))
+        }
+        Delta::Add { tensor, scale } => {
+            let shift = whole(adapter, tensor)?.iter().map(|x| (f64::from(*x) * scale) as f32).collect();
+            Ok(Box::new(Shifted { weight, shift }))
+        }
+        Delta::Replace(_) => Ok(weight),
+    }
+}
+
+fn stored<'a>(checkpoint: &'a Checkpoint, info: &'a TensorInfo) -> Result<Stored<'a>, RunError> {
+    let kind = kernel_float(info.dtype).ok_or_else(|| RunError::NotFloat { tensor: info.name.clone(), dtype: info.dtype })?;
+    Ok(Stored { checkpoint, info, kind })
+}
+
+/// A whole tensor as f32: for the small factors of adapters only.
+fn whole(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Vec<f32>, RunError> {
+    let source = stored(checkpoint, info)?;
+    let elements: usize = info.shape.iter().product();
+    let mut raw = Vec::new();
+    source.fetch(0..elements, &mut raw).map_err(RunError::Read)?;
+    let mut values = vec![0.0; elements];
+    source.decode(&raw, 0, 0, &mut values);
+    Ok(values)
+}
+
+/// rows × columns → columns × rows.
+fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|j| (0..rows).map(move |i| matrix[i * columns + j])).collect()
+}

@@ -1,0 +1,43 @@
+//! Numbers over the whole model, for the methods that need them; taken once and kept for resumed runs and other parts.
+
+use merganser_methods::{Survey, TensorGroup};
+use merganser_plan::Action;
+use merganser_store::publish::Staging;
+
+use crate::execute::Opened;
+use crate::{Event, Merge, Observer, RunError};
+
+/// Takes the survey of a merge, or reads the one an earlier run of the same plan left.
+pub(crate) fn take(job: &Merge<'_>, staging: &Staging, observer: &dyn Observer) -> Result<Survey, RunError> {
+    let plan = job.plan;
+    let wanted = plan.outputs.iter().any(|output| match &output.action {
+        Action::Merge { settings, .. } => plan.method.needs_survey(settings),
+        _ => false,
+    });
+    if !wanted {
+        return Ok(Survey::default());
+    }
+    let path = staging.dir().join(format!("survey-{}.json", &plan.digest[..16]));
+    if let Some(numbers) = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok()) {
+        return Ok(Survey { numbers });
+    }
+    observer.event(Event::Survey);
+    let mut opened = Vec::new();
+    for output in &plan.outputs {
+        if let Action::Merge { inputs, base, settings, .. } = &output.action {
+            opened.push((output, *base, settings, Opened::new(plan, inputs)?));
+        }
+    }
+    opened.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    let groups: Vec<TensorGroup<'_>> =
+        opened.iter().map(|(output, base, settings, opened)| opened.group(job, output, *base, settings)).collect();
+    let survey = plan.method.survey(&groups)?;
+    // Another part may be writing the same numbers: each writes its own file and renames it.
+    if let Ok(text) = serde_json::to_string(&survey.numbers) {
+        let own = path.with_extension(format!("{}.tmp", std::process::id()));
+        if std::fs::write(&own, text).is_ok() {
+            let _ = std::fs::rename(&own, &path);
+        }
+    }
+    Ok(survey)
+}

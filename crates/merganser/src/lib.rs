@@ -1,0 +1,1 @@
+//! Merges fine-tuned neural networks without retraining: mergekit recipes, many times faster, in bounded memory
