@@ -69,7 +69,7 @@ impl Diagnostic {
 
     /// Adds "did you mean" if a candidate is near to `word`, else a list of what is valid.
     ///
-    /// The list is cut after a dozen names; without candidates nothing is added.
+    /// A long list is cut; without candidates nothing is added.
     #[must_use]
     pub fn did_you_mean<'a>(
         self,
@@ -175,8 +175,10 @@ impl fmt::Display for Diagnostics {
     }
 }
 
-/// `word` as messages quote it: control characters escaped and long text cut.
-pub(crate) fn quoted(word: &str) -> String {
+/// `word` as messages quote it: in backticks, control characters escaped, long text cut.
+///
+/// For every word that comes from a file, so that it cannot flood or drive the terminal.
+pub fn quoted(word: &str) -> String {
     const LONGEST: usize = 60;
     let mut shown: String = word
         .chars()

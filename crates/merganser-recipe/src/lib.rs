@@ -40,7 +40,7 @@ mod span;
 mod value;
 mod yaml;
 
-pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use diagnostic::{Diagnostic, Diagnostics, Severity, quoted};
 pub use dtype::FloatType;
 pub use model_ref::{AdapterRef, ModelRef, ModelRefError};
 pub use nearest::nearest;

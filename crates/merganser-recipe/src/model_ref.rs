@@ -96,7 +96,6 @@ pub(crate) fn path_and_revision(
 }
 
 impl ModelRef {
-    #[allow(clippy::type_complexity)]
     fn identity(&self) -> (&str, Option<&str>, Option<&AdapterRef>, Option<&str>) {
         (
             &self.path,

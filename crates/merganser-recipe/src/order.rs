@@ -4,11 +4,15 @@
 //! topological, and among documents that are ready the order of writing; the documents nothing builds
 //! on come as late as possible.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::diagnostic::{Diagnostic, quoted};
+use crate::model_ref::ModelRef;
 use crate::recipe::Recipe;
 use crate::span::Span;
+
+/// How many documents of a circle a message shows.
+const LONGEST_CIRCLE: usize = 12;
 
 impl Recipe {
     /// Indices of all documents such that each comes after those it builds on.
@@ -18,28 +22,33 @@ impl Recipe {
     /// circle, which is shown reference by reference.
     pub fn documents_in_order(&self) -> Result<Vec<usize>, Diagnostic> {
         let edges = self.references()?;
-        let finals = finals(
-            &self
-                .documents
-                .iter()
-                .map(|d| d.name.is_some())
-                .collect::<Vec<_>>(),
-            &edges,
-        );
-        let mut order = Vec::with_capacity(self.documents.len());
-        let mut remaining: Vec<usize> = (0..self.documents.len()).collect();
-        // Stable: a final document waits behind all others.
-        remaining.sort_by_key(|i| finals.contains(i));
-        while !remaining.is_empty() {
-            let ready = remaining
-                .iter()
-                .position(|&i| edges[i].iter().all(|(target, _)| order.contains(target)));
-            match ready {
-                Some(position) => order.push(remaining.remove(position)),
-                None => return Err(self.cycle(&edges, remaining[0], &order)),
+        let is_final = self.is_final(&edges);
+        let mut waiting_for: Vec<usize> = edges.iter().map(Vec::len).collect();
+        let mut dependents = vec![Vec::new(); edges.len()];
+        for (i, targets) in edges.iter().enumerate() {
+            for &(target, _) in targets {
+                dependents[target].push(i);
             }
         }
-        Ok(order)
+        let mut order = Vec::with_capacity(edges.len());
+        // Sorted so that final documents come last, otherwise in order of writing.
+        let mut ready: BTreeSet<(bool, usize)> = (0..edges.len())
+            .filter(|&i| waiting_for[i] == 0)
+            .map(|i| (is_final[i], i))
+            .collect();
+        while let Some((_, i)) = ready.pop_first() {
+            order.push(i);
+            for &dependent in &dependents[i] {
+                waiting_for[dependent] -= 1;
+                if waiting_for[dependent] == 0 {
+                    ready.insert((is_final[dependent], dependent));
+                }
+            }
+        }
+        match waiting_for.iter().position(|&references| references > 0) {
+            Some(stuck) => Err(self.cycle(&edges, stuck, &waiting_for)),
+            None => Ok(order),
+        }
     }
 
     /// Indices of the documents whose results the user wants, in order of writing.
@@ -50,8 +59,40 @@ impl Recipe {
     /// The same as [`Recipe::documents_in_order`].
     pub fn final_documents(&self) -> Result<Vec<usize>, Diagnostic> {
         self.documents_in_order()?;
-        let named: Vec<bool> = self.documents.iter().map(|d| d.name.is_some()).collect();
-        Ok(finals(&named, &self.references()?))
+        let is_final = self.is_final(&self.references()?);
+        Ok((0..is_final.len()).filter(|&i| is_final[i]).collect())
+    }
+
+    /// The document whose result a model reference stands for, if it stands for one.
+    ///
+    /// Only a path without revision can; an adapter may be added to it.
+    pub fn document_for(&self, model: &ModelRef) -> Option<usize> {
+        let wanted = document_name(model)?;
+        self.documents.iter().position(|document| {
+            document
+                .name
+                .as_ref()
+                .is_some_and(|name| name.value == wanted)
+        })
+    }
+
+    fn is_final(&self, edges: &[Vec<(usize, Span)>]) -> Vec<bool> {
+        if self
+            .documents
+            .iter()
+            .any(|document| document.name.is_none())
+        {
+            return self
+                .documents
+                .iter()
+                .map(|document| document.name.is_none())
+                .collect();
+        }
+        let mut is_final = vec![true; edges.len()];
+        for &(target, _) in edges.iter().flatten() {
+            is_final[target] = false;
+        }
+        is_final
     }
 
     /// For each document the documents it refers to, with the place of the reference.
@@ -88,44 +129,50 @@ impl Recipe {
             .map(|document| {
                 document
                     .model_refs()
-                    .filter(|model| model.revision.is_none())
-                    .filter_map(|model| Some((*by_name.get(model.path.as_str())?, model.span)))
+                    .filter_map(|model| Some((*by_name.get(document_name(model)?)?, model.span)))
                     .collect()
             })
             .collect())
     }
 
-    /// The error for documents that wait for each other; `start` is one that cannot go on.
-    fn cycle(&self, edges: &[Vec<(usize, Span)>], start: usize, done: &[usize]) -> Diagnostic {
-        // Every waiting document has a reference to a waiting one; following them must come round.
+    /// The error for documents that wait for each other; `stuck` is one that cannot go on.
+    fn cycle(
+        &self,
+        edges: &[Vec<(usize, Span)>],
+        stuck: usize,
+        waiting_for: &[usize],
+    ) -> Diagnostic {
+        // Every waiting document refers to a waiting one; following them must come round.
         let mut path: Vec<(usize, Span)> = Vec::new();
-        let mut current = start;
-        while !path.iter().any(|&(document, _)| document == current) {
-            let Some(&(target, span)) = edges[current].iter().find(|(t, _)| !done.contains(t))
-            else {
-                break;
-            };
+        let mut step_of: HashMap<usize, usize> = HashMap::new();
+        let mut current = stuck;
+        while !step_of.contains_key(&current) {
+            let next = edges[current]
+                .iter()
+                .find(|(target, _)| waiting_for[*target] > 0);
+            let Some(&(target, span)) = next else { break };
+            step_of.insert(current, path.len());
             path.push((current, span));
             current = target;
         }
-        let entry = path
-            .iter()
-            .position(|&(document, _)| document == current)
-            .unwrap_or(0);
-        let path = &path[entry..];
+        let path = &path[step_of.get(&current).copied().unwrap_or(0)..];
         let name = |i: usize| {
             self.documents[i]
                 .name
                 .as_ref()
                 .map_or("", |name| name.value.as_str())
         };
-        let mut circle: Vec<String> = path.iter().map(|&(i, _)| quoted(name(i))).collect();
+        let shown = path.iter().take(LONGEST_CIRCLE);
+        let mut circle: Vec<String> = shown.map(|&(i, _)| quoted(name(i))).collect();
+        if path.len() > LONGEST_CIRCLE {
+            circle.push("…".into());
+        }
         circle.push(quoted(name(current)));
         let mut diagnostic = Diagnostic::error(format!(
             "documents build on each other in a circle: {}",
             circle.join(" → ")
         ));
-        for (step, &(i, span)) in path.iter().enumerate() {
+        for (step, &(i, span)) in path.iter().enumerate().take(LONGEST_CIRCLE) {
             let target = path.get(step + 1).map_or(current, |&(next, _)| next);
             diagnostic = diagnostic.label(
                 span,
@@ -138,12 +185,9 @@ impl Recipe {
     }
 }
 
-fn finals(named: &[bool], edges: &[Vec<(usize, Span)>]) -> Vec<usize> {
-    if let Some(unnamed) = named.iter().position(|named| !named) {
-        return vec![unnamed];
-    }
-    let referenced = |i: usize| edges.iter().flatten().any(|&(target, _)| target == i);
-    (0..named.len()).filter(|&i| !referenced(i)).collect()
+/// What a document must be called for this reference to mean its result.
+fn document_name(model: &ModelRef) -> Option<&str> {
+    model.revision.is_none().then_some(model.path.as_str())
 }
 
 #[cfg(test)]
@@ -197,6 +241,16 @@ mod tests {
         assert_eq!(recipe.references().expect("unique names")[1], []);
         let with_adapter = self::recipe(&[("a", &["x"]), ("", &["a+lora"])]);
         assert_eq!(with_adapter.references().expect("unique names")[1].len(), 1);
+        let found: Vec<_> = with_adapter.documents[1]
+            .model_refs()
+            .map(|m| with_adapter.document_for(m))
+            .collect();
+        assert_eq!(found, [Some(0)]);
+        let pinned = recipe.documents[1]
+            .model_refs()
+            .nth(1)
+            .expect("three models");
+        assert_eq!(recipe.document_for(pinned), None);
     }
 
     #[test]
@@ -223,6 +277,28 @@ mod tests {
             .documents_in_order()
             .expect_err("a circle");
         assert!(own.message.ends_with("`a` → `a`"), "{}", own.message);
+    }
+
+    #[test]
+    fn long_circles_are_cut() {
+        let names: Vec<String> = (0..2000).map(|i| format!("m{i}")).collect();
+        let next: Vec<[&str; 1]> = (0..2000)
+            .map(|i| [names[(i + 1) % 2000].as_str()])
+            .collect();
+        let documents: Vec<(&str, &[&str])> = names
+            .iter()
+            .zip(&next)
+            .map(|(n, t)| (n.as_str(), t.as_slice()))
+            .collect();
+        let error = recipe(&documents)
+            .documents_in_order()
+            .expect_err("a circle");
+        assert_eq!(error.labels.len(), LONGEST_CIRCLE);
+        assert!(
+            error.message.ends_with("`m11` → … → `m0`"),
+            "{}",
+            error.message
+        );
     }
 
     #[test]

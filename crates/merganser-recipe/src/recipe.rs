@@ -136,13 +136,6 @@ impl Recipe {
     ) -> Result<(Self, Vec<Diagnostic>), Diagnostics> {
         crate::read::recipe(SourceText::new(file_name, text), options)
     }
-
-    /// The document called `name`, if there is one.
-    pub fn document_named(&self, name: &str) -> Option<usize> {
-        self.documents
-            .iter()
-            .position(|document| document.name.as_ref().is_some_and(|own| own.value == name))
-    }
 }
 
 impl Document {

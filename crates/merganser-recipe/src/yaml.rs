@@ -90,35 +90,10 @@ pub(crate) fn parse(
     options.set_emit_comments(false);
     let mut builder = Builder::new(mistakes);
     for event in Parser::new_from_str_with_options(text, options) {
-        let (event, span) = event.map_err(|error| unreadable(text, &error))?;
+        let (event, span) = event.map_err(|error| builder.unreadable(text, &error))?;
         builder.take(event, &span)?;
     }
     Ok(builder.documents)
-}
-
-fn unreadable(text: &str, error: &ScanError) -> Diagnostic {
-    let at = error
-        .marker()
-        .byte_offset()
-        .unwrap_or(text.len())
-        .min(text.len());
-    let line_start = text
-        .get(..at)
-        .and_then(|before| before.rfind('\n'))
-        .map_or(0, |i| i + 1);
-    let line = text
-        .get(line_start..)
-        .and_then(|rest| rest.lines().next())
-        .unwrap_or_default();
-    let indentation = line.len() - line.trim_start().len();
-    let diagnostic = Diagnostic::error(format!("this is not valid YAML: {}", error.info()));
-    if let Some(tab) = line[..indentation].find('\t') {
-        let tab = line_start + tab;
-        return diagnostic
-            .label(Span::new(tab, tab + 1), "a tab")
-            .help("indent with spaces; YAML does not allow tabs there");
-    }
-    diagnostic.label(Span::new(at, at), "reading stops here")
 }
 
 /// A finished node, with what it amounts to written out.
@@ -174,13 +149,13 @@ impl<'m> Builder<'m> {
     }
 
     fn take(&mut self, event: Event<'_>, at: &granit_parser::Span) -> Result<(), Diagnostic> {
-        let span = at
-            .byte_range()
-            .map_or_else(Span::default, |r| Span::new(r.start, r.end));
+        let bytes = |at: granit_parser::Span| at.byte_range().map(|r| Span::new(r.start, r.end));
+        let span = bytes(*at).unwrap_or_default();
+        let tag_span = at.tag_span().and_then(bytes).unwrap_or(span);
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain;
-                let kind = self.scalar(text.into_owned(), plain, tag.as_deref(), span);
+                let kind = self.scalar(text.into_owned(), plain, tag.as_deref(), tag_span);
                 let size = match &kind {
                     Kind::Scalar { text, .. } => text.len() + NODE_COST,
                     _ => NODE_COST,
@@ -197,12 +172,12 @@ impl<'m> Builder<'m> {
                 )
             }
             Event::SequenceStart(style, anchor, tag) => {
-                self.check_tag(tag.as_deref(), "seq", span);
+                self.check_tag(tag.as_deref(), "seq", tag_span);
                 self.start(Contents::Sequence(Vec::new()), style, anchor, span);
                 Ok(())
             }
             Event::MappingStart(style, anchor, tag) => {
-                self.check_tag(tag.as_deref(), "map", span);
+                self.check_tag(tag.as_deref(), "map", tag_span);
                 let contents = Contents::Mapping {
                     entries: Vec::new(),
                     merged: Vec::new(),
@@ -224,6 +199,40 @@ impl<'m> Builder<'m> {
                 ),
             },
             _ => Ok(()),
+        }
+    }
+
+    /// Why the parser could not go on.
+    fn unreadable(&self, text: &str, error: &ScanError) -> Diagnostic {
+        let at = error
+            .marker()
+            .byte_offset()
+            .unwrap_or(text.len())
+            .min(text.len());
+        let line_start = text
+            .get(..at)
+            .and_then(|before| before.rfind('\n'))
+            .map_or(0, |i| i + 1);
+        let line = text
+            .get(line_start..)
+            .and_then(|rest| rest.lines().next())
+            .unwrap_or_default();
+        let indentation = line.len() - line.trim_start().len();
+        let note = Diagnostic::error(format!("this is not valid YAML: {}", error.info()));
+        if let Some(tab) = line[..indentation].find('\t') {
+            let tab = line_start + tab;
+            return note
+                .label(Span::new(tab, tab + 1), "a tab")
+                .help("indent with spaces; YAML does not allow tabs there");
+        }
+        let note = note.label(Span::new(at, at), "reading stops here");
+        match self.open.iter().rfind(|open| open.flow) {
+            Some(open) => {
+                let bracket = Span::new(open.span.start, open.span.start + 1);
+                note.label(bracket, "opened here")
+                    .help("is a closing bracket or brace missing?")
+            }
+            None => note,
         }
     }
 
@@ -289,10 +298,12 @@ impl<'m> Builder<'m> {
         open.depth = open.depth.max(depth + 1);
         if open.size > LARGEST_DOCUMENT {
             return Err(Diagnostic::error(
-                "the recipe is too large with all its aliases written out",
+                "the recipe is too large, counting what its aliases stand for",
             )
             .label(node.span, "at this point")
-            .help("recipes need a few aliases, not aliases of lists of aliases"));
+            .help(
+                "is this a recipe? thousands of entries are fine, hundreds of thousands are not",
+            ));
         }
         if open.depth > DEEPEST_NESTING {
             return Err(
@@ -410,7 +421,7 @@ impl<'m> Builder<'m> {
                 "the tag {} does not belong here",
                 quoted(&tag.original())
             ))
-            .label(span, "tagged value")
+            .label(span, "this tag")
             .help("recipes are plain YAML; remove the tag"),
         );
     }

@@ -141,7 +141,7 @@ impl Reader {
         let parameters = self.parameters(&fields);
         if let Some(entry) = fields.get("residual_weight") {
             self.note(
-                Diagnostic::warning("`residual_weight` has no effect, in mergekit neither")
+                Diagnostic::warning("`residual_weight` has no effect (mergekit ignores it too)")
                     .label(entry.key.span, "ignored")
                     .help("remove it"),
             );
@@ -207,7 +207,8 @@ impl Reader {
             );
             return None;
         }
-        let fields = self.fields(node, what, keys::SOURCE, example)?;
+        let keys = if in_slice { keys::SOURCE } else { keys::INPUT };
+        let fields = self.fields(node, what, keys, example)?;
         let model = self
             .required(&fields, "model", what, example)
             .and_then(|entry| self.model(&entry.value, "`model`", "model: org/model"));
@@ -218,13 +219,6 @@ impl Reader {
                 .and_then(|entry| self.layer_range(&entry.value));
             Some(range?)
         } else {
-            if let Some(entry) = fields.get("layer_range") {
-                self.note(
-                    Diagnostic::error("`models` merges whole models and takes no `layer_range`")
-                        .label(entry.key.span, "not possible here")
-                        .help("to merge some layers, use `slices: [{sources: [{model: …, layer_range: …}]}]`"),
-                );
-            }
             None
         };
         Some(Source {

@@ -17,6 +17,7 @@ pub(crate) const DOCUMENT: &[&str] = &[
 ];
 pub(crate) const MODULE: &[&str] = &["models", "slices", "parameters"];
 pub(crate) const SLICE: &[&str] = &["sources", "base_model", "parameters", "residual_weight"];
+pub(crate) const INPUT: &[&str] = &["model", "parameters"];
 pub(crate) const SOURCE: &[&str] = &["model", "layer_range", "parameters"];
 pub(crate) const CASE: &[&str] = &["value", "filter"];
 pub(crate) const MODEL: &[&str] = &["model", "lora", "override_architecture"];

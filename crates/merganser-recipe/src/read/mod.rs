@@ -59,10 +59,24 @@ impl Reader {
     }
 
     /// The notes in order of the text, each once: an aliased node is read several times.
+    ///
+    /// Only so many are kept as a person may read.
     fn finish(self) -> Vec<Diagnostic> {
+        const MOST: usize = 50;
         let mut notes = self.notes;
-        notes.sort_by_key(|note| note.labels.first().map(|(span, _)| *span));
+        let place = |note: &Diagnostic| note.labels.first().map(|(span, _)| *span);
+        notes.sort_by(|a, b| (place(a), &a.message).cmp(&(place(b), &b.message)));
         notes.dedup();
+        if notes.len() > MOST {
+            let rest = notes.split_off(MOST);
+            let severe = rest.iter().any(|note| note.severity == Severity::Error);
+            let message = format!("{} more messages are not shown", rest.len());
+            notes.push(if severe {
+                Diagnostic::error(message)
+            } else {
+                Diagnostic::warning(message)
+            });
+        }
         notes
     }
 
@@ -99,36 +113,11 @@ impl Reader {
             return None;
         };
         let mut meant = Vec::new();
-        for Entry { key, value } in entries {
-            if keys.contains(&key.value.as_str()) {
-                continue;
-            }
-            let message = format!("unknown key {} in {what}", quoted(&key.value));
-            let mut note = if self.lenient {
-                Diagnostic::warning(message).label(key.span, "ignored")
-            } else {
-                Diagnostic::error(message).label(key.span, "unknown key")
-            };
-            let no_space = key
-                .value
-                .split_once(':')
-                .filter(|(key, _)| value.is_null() && is_word(key));
-            if let Some((word, value)) = no_space {
-                note = note.help(format!("a colon needs a space after it: `{word}: {value}`"));
-                meant.extend(keys.iter().find(|key| **key == word));
-            } else if let Some(near) = crate::nearest(&key.value, keys.iter().copied()) {
-                note = note.help(format!("did you mean `{near}`?"));
-                meant.push(near);
-            } else {
-                note = note.did_you_mean(&key.value, keys.iter().copied());
-                if keys.contains(&"parameters") {
-                    let valid = note.help.take().unwrap_or_default();
-                    note = note.help(format!(
-                        "{valid}; parameters of the method go under `parameters:`"
-                    ));
-                }
-            }
-            self.note(note);
+        for entry in entries
+            .iter()
+            .filter(|entry| !keys.contains(&entry.key.value.as_str()))
+        {
+            meant.extend(self.unknown_key(entry, what, keys));
         }
         if self.lenient {
             meant.clear();
@@ -138,6 +127,47 @@ impl Reader {
             span: node.span,
             meant,
         })
+    }
+
+    /// Notes that a key is not one of `keys`; returns the one that was probably meant.
+    fn unknown_key(
+        &mut self,
+        entry: &Entry,
+        what: &str,
+        keys: &[&'static str],
+    ) -> Option<&'static str> {
+        let Entry { key, value } = entry;
+        let message = format!("unknown key {} in {what}", quoted(&key.value));
+        let mut note = if self.lenient {
+            Diagnostic::warning(message).label(key.span, "ignored")
+        } else {
+            Diagnostic::error(message).label(key.span, "unknown key")
+        };
+        let mut meant = None;
+        let no_space = key
+            .value
+            .split_once(':')
+            .filter(|(word, _)| value.is_null() && is_word(word));
+        if let Some((word, value)) = no_space {
+            note = note.help(format!("a colon needs a space after it: `{word}: {value}`"));
+            meant = keys.iter().find(|key| **key == word).copied();
+        } else if let Some(near) = crate::nearest(&key.value, keys.iter().copied()) {
+            note = note.help(format!("did you mean `{near}`?"));
+            meant = Some(near);
+        } else if let Some((place, instead_of)) = misplaced(&key.value) {
+            note = note.help(place);
+            meant = instead_of;
+        } else {
+            note = note.did_you_mean(&key.value, keys.iter().copied());
+            if keys.contains(&"parameters") {
+                let valid = note.help.take().unwrap_or_default();
+                note = note.help(format!(
+                    "{valid}; parameters of the method go under `parameters:`"
+                ));
+            }
+        }
+        self.note(note);
+        meant
     }
 
     /// The entry for a key that must be there, or a note that it is missing.
@@ -183,6 +213,30 @@ impl<'n> Fields<'n> {
     fn get_even_null(&self, key: &str) -> Option<&'n Entry> {
         self.entries.iter().find(|entry| entry.key.value == key)
     }
+}
+
+/// Where a key belongs that stands in the wrong place, and the key that is missing there instead.
+fn misplaced(key: &str) -> Option<(&'static str, Option<&'static str>)> {
+    Some(match key {
+        "layer_range" => (
+            "`models` takes whole models; layers are chosen in `slices: [{sources: [{model: …, layer_range: …}]}]`",
+            None,
+        ),
+        "sources" => (
+            "`sources` belong into the entries of `slices`",
+            Some("slices"),
+        ),
+        "path" | "revision" => (
+            "it belongs one level deeper: `model: {model: {path: …, revision: …}}`",
+            Some("model"),
+        ),
+        "lora" | "override_architecture" => (
+            "it belongs to the model: `model: {model: …, lora: …}`",
+            None,
+        ),
+        "tokens" | "pad_to_multiple_of" => ("it belongs under `tokenizer:`", None),
+        _ => return None,
+    })
 }
 
 fn is_word(text: &str) -> bool {

@@ -81,6 +81,19 @@ impl Reader {
     fn case(&mut self, name: &str, node: &Node) -> Option<Case> {
         let what = format!("the setting of {}", quoted(name));
         let example = "{filter: self_attn, value: 0.5}";
+        if let Kind::Mapping(entries) = &node.kind
+            && entries
+                .iter()
+                .all(|e| crate::nearest(&e.key.value, keys::CASE.iter().copied()).is_none())
+        {
+            self.wrong_type(
+                node,
+                &what,
+                "a number, boolean, text, list or `{filter, value}`",
+                CASES,
+            );
+            return None;
+        }
         let fields = self.fields(node, &what, keys::CASE, example)?;
         let filter = fields
             .get("filter")
