@@ -67,13 +67,14 @@ impl Recipe {
     ///
     /// Only a path without revision can; an adapter may be added to it.
     pub fn document_for(&self, model: &ModelRef) -> Option<usize> {
-        let wanted = document_name(model)?;
-        self.documents.iter().position(|document| {
-            document
-                .name
-                .as_ref()
-                .is_some_and(|name| name.value == wanted)
-        })
+        self.document_named(document_name(model)?)
+    }
+
+    /// The document called `name`, if there is one. For models see [`Recipe::document_for`].
+    pub fn document_named(&self, name: &str) -> Option<usize> {
+        self.documents
+            .iter()
+            .position(|document| document.name.as_ref().is_some_and(|own| own.value == name))
     }
 
     fn is_final(&self, edges: &[Vec<(usize, Span)>]) -> Vec<bool> {
