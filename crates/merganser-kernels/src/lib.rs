@@ -17,13 +17,19 @@
 #[macro_use]
 pub mod simd;
 
+pub mod angle;
+pub mod compete;
 pub mod convert;
 pub mod elect;
 pub mod elementwise;
 pub mod keys;
 pub mod mask;
 pub mod order;
+pub mod precision;
 pub mod reduce;
+pub mod sparse;
+pub mod special;
+pub mod swap;
 
 #[cfg(test)]
 mod testing;

@@ -197,18 +197,35 @@ impl Windows {
     /// # Panics
     /// If a count was started from other windows.
     pub fn resolve(&self, chunks: &[ChunkCount]) -> Result<Vec<Statistic>, Missed> {
+        let ranks: Vec<u64> = self.windows.iter().map(|window| window.rank).collect();
+        self.resolve_at(&ranks, chunks)
+    }
+
+    /// As [`Windows::resolve`], for ranks that were only estimated when the windows were predicted: one for each window.
+    ///
+    /// # Errors
+    /// [`Missed`] if a rank is not in its window, or a chunk had too many keys in it to be collected.
+    ///
+    /// # Panics
+    /// If a count was started from other windows, or there is not one rank a window.
+    pub fn resolve_at(
+        &self,
+        ranks: &[u64],
+        chunks: &[ChunkCount],
+    ) -> Result<Vec<Statistic>, Missed> {
+        assert_eq!(ranks.len(), self.windows.len(), "one rank a window");
         let len = chunks.iter().map(|chunk| chunk.len).sum();
         let mut found = Vec::with_capacity(self.windows.len());
         let mut missed = Vec::new();
-        for (i, &window) in self.windows.iter().enumerate() {
+        for (i, (&window, &rank)) in self.windows.iter().zip(ranks).enumerate() {
             let counts: Vec<&WindowCount> = chunks.iter().map(|chunk| &chunk.windows[i]).collect();
             assert!(
                 counts.iter().all(|count| count.window == window),
                 "the counts belong to other windows"
             );
-            match window.resolve(len, &counts) {
+            match window.resolve(rank, len, &counts) {
                 Some(statistic) => found.push(statistic),
-                None => missed.push(window.rank),
+                None => missed.push(rank),
             }
         }
         if missed.is_empty() {
@@ -220,7 +237,7 @@ impl Windows {
 }
 
 impl Window {
-    fn resolve(self, len: u64, counts: &[&WindowCount]) -> Option<Statistic> {
+    fn resolve(self, rank: u64, len: u64, counts: &[&WindowCount]) -> Option<Statistic> {
         if counts.iter().any(|count| count.gave_up) {
             return None;
         }
@@ -228,7 +245,7 @@ impl Window {
         let below = total(|count| count.below);
         let at_lo = total(|count| count.at_lo);
         let between = total(|count| count.inside.len() as u64);
-        let mut rank = self.rank.checked_sub(below)?;
+        let mut rank = rank.checked_sub(below)?;
         if rank < at_lo {
             return Some(Statistic::new(
                 self.lo,
@@ -271,7 +288,7 @@ impl ChunkCount {
         self.len += keys.len() as u64;
         // A window holds some 1 % of all keys; a chunk that has far more must not make memory grow with it.
         let cap = self.len as usize / 16 + BLOCK;
-        let mut collected = [0; BLOCK + LANES];
+        let mut collected = [0; BLOCK];
         for block in keys.chunks(BLOCK) {
             for count in &mut self.windows {
                 let Window { lo, hi, .. } = count.window;
@@ -300,7 +317,7 @@ struct Sums {
 kernel! {
     /// Counts the keys of a block below `lo`, at `lo` and at `hi`, and writes those strictly between to the front of
     /// `collected`; also returns how many these are.
-    fn count_block(keys: &[u32], lo: u32, hi: u32, collected: &mut [u32; BLOCK + LANES]) -> (Sums, usize) {
+    fn count_block(keys: &[u32], lo: u32, hi: u32, collected: &mut [u32; BLOCK]) -> (Sums, usize) {
         let (mut below, mut at_lo, mut at_hi) = ([0; LANES], [0; LANES], [0; LANES]);
         let mut inside = 0;
         // lo < key < hi in one comparison: key − (lo + 1) wraps around for smaller keys.
@@ -394,6 +411,18 @@ mod tests {
             );
         }
         assert!(windows.resolve(&[count]).is_ok());
+    }
+
+    #[test]
+    fn windows_serve_ranks_near_the_estimated_ones() {
+        let keys: Vec<u32> = (0..10_000).map(|i| i * 7919 % 10_000).collect();
+        let mut sampler = Sampler::new(10_000);
+        sampler.add(&keys[..1_000]);
+        let windows = sampler.windows(&[0, 5_000]);
+        let chunks = [windows.count(&keys[..6_000]), windows.count(&keys[6_000..])];
+        let found = windows.resolve_at(&[1, 5_030], &chunks).expect("near");
+        assert_eq!(found.iter().map(|s| s.key).collect::<Vec<_>>(), [1, 5_030]);
+        assert_eq!(windows.resolve_at(&[0, 9_000], &chunks), Err(Missed { ranks: vec![9_000] }));
     }
 
     proptest! {

@@ -1,0 +1,240 @@
+//! Thinning of task vectors, and the merge of SCE, on one block.
+//!
+//! Dropping is a selection, never a product with zero, so that an infinity that is dropped leaves no NaN behind.
+//!
+//! The kernels of SCE follow Wan et al., "FuseChat: Knowledge Fusion of Chat Models" (2024), §3.3: the variance of the
+//! task vectors picks elements, their energies weight the models, and minority signs are left out.
+
+#![allow(clippy::inline_always)] // see simd.rs: inlining carries the target features
+
+use crate::keys::magnitude_key;
+
+/// Elements worked on at a time, so that what is accumulated stays in L1.
+const BLOCK: usize = 512;
+
+kernel! {
+    /// out = x where `low` ≤ [`magnitude_key`]`(x)` < `high`, else +0.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn retain_band(out: &mut [f32], x: &[f32], low: u32, high: u32) {
+        assert_eq!(out.len(), x.len(), "retain_band: lengths differ");
+        for (out, &x) in out.iter_mut().zip(x) {
+            let key = magnitude_key(x);
+            *out = if (key >= low) & (key < high) { x } else { 0.0 };
+        }
+    }
+}
+
+kernel! {
+    /// out = x · factor where the factor is not 0, else +0: factors of 1 keep, other ones rescale what they keep.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn retain_scaled(out: &mut [f32], x: &[f32], factors: &[f32]) {
+        assert!(x.len() == out.len() && factors.len() == out.len(), "retain_scaled: lengths differ");
+        for ((out, &x), &factor) in out.iter_mut().zip(x).zip(factors) {
+            let scaled = x * factor;
+            *out = if factor == 0.0 { 0.0 } else { scaled };
+        }
+    }
+}
+
+kernel! {
+    /// The number of keys before `keys[at]` in stable ascending order: the smaller ones, and the equal ones of lower index.
+    ///
+    /// # Panics
+    /// If there is no key `at`.
+    pub fn stable_rank(keys: &[u32], at: usize) -> u32 {
+        let key = keys[at];
+        let (before, after) = keys.split_at(at);
+        let leading: u32 = before.iter().map(|&other| u32::from(other <= key)).sum();
+        let trailing: u32 = after.iter().map(|&other| u32::from(other < key)).sum();
+        leading + trailing
+    }
+}
+
+kernel! {
+    /// out = the population variance of the x_i, element by element; exactly 0 where all are equal, and if there is none.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn variance(out: &mut [f32], xs: &[&[f32]]) {
+        out.fill(0.0);
+        let Some((first, rest)) = xs.split_first() else { return };
+        assert!(xs.iter().all(|x| x.len() == out.len()), "variance: lengths differ");
+        let share = 1.0 / xs.len() as f32;
+        let mut mean = [0.0f32; BLOCK];
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let range = block * BLOCK..block * BLOCK + out.len();
+            let (first, mean) = (&first[range.clone()], &mut mean[..out.len()]);
+            // Relative to the first one, so that equal inputs have that very mean.
+            mean.fill(0.0);
+            for x in rest {
+                for ((mean, &x), &first) in mean.iter_mut().zip(&x[range.clone()]).zip(first) {
+                    *mean += x - first;
+                }
+            }
+            for (mean, &first) in mean.iter_mut().zip(first) {
+                *mean = first + share * *mean;
+            }
+            for x in xs {
+                for ((out, &x), &mean) in out.iter_mut().zip(&x[range.clone()]).zip(&*mean) {
+                    *out += (x - mean) * (x - mean);
+                }
+            }
+            for out in out {
+                *out *= share;
+            }
+        }
+    }
+}
+
+kernel! {
+    /// out = base + Σ e_i d_i / max(Σ e_i, `floor`), both sums over the i whose d_i has the sign of Σ d_i (plus if that is
+    /// 0) and is not 0.
+    ///
+    /// # Panics
+    /// If the lengths differ or there is not one weight a task vector.
+    pub fn majority_mean(out: &mut [f32], base: &[f32], deltas: &[&[f32]], weights: &[f32], floor: f32) {
+        assert_eq!(base.len(), out.len(), "majority_mean: lengths differ");
+        assert_eq!(deltas.len(), weights.len(), "one weight a task vector");
+        assert!(deltas.iter().all(|delta| delta.len() == out.len()), "majority_mean: lengths differ");
+        let (mut votes, mut mixed, mut divisor) = ([0.0f32; BLOCK], [0.0f32; BLOCK], [0.0f32; BLOCK]);
+        for (block, (out, base)) in out.chunks_mut(BLOCK).zip(base.chunks(BLOCK)).enumerate() {
+            let len = out.len();
+            let range = block * BLOCK..block * BLOCK + len;
+            let (votes, mixed, divisor) = (&mut votes[..len], &mut mixed[..len], &mut divisor[..len]);
+            votes.fill(0.0);
+            mixed.fill(0.0);
+            divisor.fill(0.0);
+            for delta in deltas {
+                for (vote, &d) in votes.iter_mut().zip(&delta[range.clone()]) {
+                    *vote += d;
+                }
+            }
+            for vote in &mut *votes {
+                *vote = if *vote < 0.0 { -1.0 } else { 1.0 };
+            }
+            for (delta, &weight) in deltas.iter().zip(weights) {
+                let sums = mixed.iter_mut().zip(&mut *divisor);
+                for ((&d, &vote), (mixed, divisor)) in delta[range.clone()].iter().zip(&*votes).zip(sums) {
+                    // Written so that a NaN takes part.
+                    let part = if d * vote <= 0.0 { 0.0 } else { weight };
+                    *mixed += if part == 0.0 { 0.0 } else { part * d };
+                    *divisor += part;
+                }
+            }
+            for (j, (out, &base)) in out.iter_mut().zip(base).enumerate() {
+                *out = base + mixed[j] / if divisor[j] > floor { divisor[j] } else { floor };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bits, LENGTHS, at_all_levels, canonical};
+
+    #[test]
+    fn levels_agree_with_the_formulas() {
+        let mut bits = Bits::new(21);
+        for len in LENGTHS {
+            let x = bits.patterns(len);
+            let factors: Vec<f32> = bits
+                .weights(len)
+                .iter()
+                .map(|f| if *f > 0.05 { *f } else { 0.0 })
+                .collect();
+            let (low, high) = (0x2000_0000, 0x6000_0000);
+            let band = at_all_levels(|| {
+                let mut out = vec![9.0; len];
+                retain_band(&mut out, &x, low, high);
+                canonical(&out)
+            });
+            let scaled = at_all_levels(|| {
+                let mut out = vec![9.0; len];
+                retain_scaled(&mut out, &x, &factors);
+                canonical(&out)
+            });
+            for i in 0..len {
+                let key = magnitude_key(x[i]);
+                let kept = if low <= key && key < high { x[i] } else { 0.0 };
+                assert_eq!(band[i], canonical(&[kept])[0]);
+                let kept = if factors[i] == 0.0 {
+                    0.0
+                } else {
+                    x[i] * factors[i]
+                };
+                assert_eq!(scaled[i], canonical(&[kept])[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_are_stable() {
+        let mut bits = Bits::new(22);
+        for len in LENGTHS {
+            let keys: Vec<u32> = (0..len).map(|_| (bits.next() % 9) as u32).collect();
+            let mut order: Vec<usize> = (0..len).collect();
+            order.sort_by_key(|&i| keys[i]);
+            for (rank, &at) in order.iter().enumerate().step_by(7) {
+                assert_eq!(at_all_levels(|| stable_rank(&keys, at)) as usize, rank);
+            }
+        }
+    }
+
+    #[test]
+    fn variance_and_majority_follow_their_formulas() {
+        let mut bits = Bits::new(23);
+        for len in LENGTHS {
+            for count in 1..5 {
+                let xs: Vec<Vec<f32>> = (0..count).map(|_| bits.weights(len)).collect();
+                let xs: Vec<&[f32]> = xs.iter().map(Vec::as_slice).collect();
+                let base = bits.weights(len);
+                let weights: Vec<f32> = bits.weights(count).iter().map(|w| w.abs()).collect();
+                let got = at_all_levels(|| {
+                    let mut out = vec![9.0; 2 * len];
+                    let (spread, merged) = out.split_at_mut(len);
+                    variance(spread, &xs);
+                    majority_mean(merged, &base, &xs, &weights, 1e-6);
+                    canonical(&out)
+                });
+                for i in 0..len {
+                    let d: Vec<f64> = xs.iter().map(|x| f64::from(x[i])).collect();
+                    let mean = d.iter().sum::<f64>() / count as f64;
+                    let spread = d.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / count as f64;
+                    let got_spread = f64::from(f32::from_bits(got[i]));
+                    assert!(
+                        (got_spread - spread).abs() <= 1e-6 * spread + 1e-14,
+                        "{got_spread} {spread}"
+                    );
+                    let votes = xs.iter().fold(0.0f32, |sum, x| sum + x[i]);
+                    let sign = if votes < 0.0 { -1.0 } else { 1.0 };
+                    let matching = || d.iter().zip(&weights).filter(|(d, _)| **d * sign > 0.0);
+                    let mixed: f64 = matching().map(|(d, w)| d * f64::from(*w)).sum();
+                    let divisor = matching()
+                        .map(|(_, w)| f64::from(*w))
+                        .sum::<f64>()
+                        .max(1e-6);
+                    let merged = f64::from(base[i]) + mixed / divisor;
+                    assert!(
+                        (f64::from(f32::from_bits(got[len + i])) - merged).abs()
+                            <= 1e-6 * (1.0 + merged.abs())
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_inputs_have_no_variance() {
+        let x = [0.1, -0.3, 7.7];
+        let mut out = [1.0; 3];
+        variance(&mut out, &[&x, &x, &x]);
+        assert_eq!(out, [0.0; 3]);
+        variance(&mut out, &[]);
+        assert_eq!(out, [0.0; 3]);
+    }
+}
