@@ -1,0 +1,42 @@
+//! The merge methods, one file each.
+//!
+//! A method sees one output tensor as a [`TensorGroup`]: the same tensor of every input model, readable in chunks.
+//! It may first take statistics ([`TensorGroup::scan`]: norms, thresholds, counts), then answers with a [`Program`]:
+//! a pure function from one block of inputs to one block of output. The executor runs that function in a single
+//! fused pass (read, convert to f32, combine, round once, write), so no method ever holds a whole tensor.
+//!
+//! A method knows nothing of files or recipes. Adding one = one file here + one line in [`registry`] + its golden
+//! cases + its row in the docs.
+
+mod error;
+mod group;
+mod memory;
+mod method;
+mod registry;
+mod settings;
+
+mod gram;
+
+pub mod emr;
+mod fisher;
+mod karcher;
+mod linear;
+mod magmax;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
+mod passthrough;
+mod ram;
+mod slerp;
+mod soup;
+mod tall;
+
+pub use error::MethodError;
+pub use merganser_kernels::convert::Float;
+pub use group::{scratch_bytes, Block, Encoding, Grain, Input, Source, TensorGroup, View, BLOCK, CHUNK};
+pub use memory::Memory;
+pub use method::{Arity, BasePolicy, Combine, Fallback, Kind, Method, MethodInfo, Parameter, Program, Scope, Survey};
+pub use registry::{find, registry};
+pub use settings::{Settings, Value};
+pub use soup::{Soup, greedy_soup};
