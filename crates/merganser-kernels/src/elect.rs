@@ -4,7 +4,7 @@
 //! their weights, for each element
 //!
 //! ```text
-//! D_i   = w_i (f_i d_i)
+//! D_i   = (w_i f_i) d_i
 //! s     = +1 if Σ D_i > 0, −1 if < 0, the chosen sign of a zero sum if = 0      (or Σ sign(D_i))
 //! mixed = Σ D_i over the i with s D_i > 0
 //! mean:   mixed / Σ w_i over the same i (a divisor of exactly 0 counts as 1)
@@ -83,11 +83,10 @@ impl Default for MergeOptions {
 }
 
 impl MergeOptions {
-    fn zero_sign(&self) -> f32 {
+    fn zero_is_plus(&self) -> bool {
         match self.zero_sum {
-            ZeroSum::Positive => 1.0,
-            ZeroSum::Majority(sum) if sum > 0.0 => 1.0,
-            ZeroSum::Majority(_) => -1.0,
+            ZeroSum::Positive => true,
+            ZeroSum::Majority(sum) => sum > 0.0,
         }
     }
 }
@@ -132,11 +131,10 @@ impl<'a> Tasks<'a> {
 }
 
 /// `N` tasks with their parameters in registers, from element `at` on.
-#[derive(Clone, Copy)]
 struct Group<'a, const N: usize, const CUT: bool> {
     deltas: [&'a [f32]; N],
     cuts: [u32; N],
-    factors: [f32; N],
+    scales: [f32; N],
     weights: [f32; N],
 }
 
@@ -146,7 +144,7 @@ impl<'a, const N: usize, const CUT: bool> Group<'a, N, CUT> {
         Self {
             deltas: from_fn(|i| &tasks.deltas[first + i][at..at + len]),
             cuts: from_fn(|i| if CUT { tasks.cuts[first + i] } else { 0 }),
-            factors: from_fn(|i| tasks.factors[first + i]),
+            scales: from_fn(|i| tasks.weights[first + i] * tasks.factors[first + i]),
             weights: from_fn(|i| tasks.weights[first + i]),
         }
     }
@@ -155,7 +153,7 @@ impl<'a, const N: usize, const CUT: bool> Group<'a, N, CUT> {
     #[inline(always)]
     fn term(&self, i: usize, j: usize) -> f32 {
         let d = self.deltas[i][j];
-        let term = self.weights[i] * (self.factors[i] * d);
+        let term = self.scales[i] * d;
         if !CUT || magnitude_key(d) >= self.cuts[i] {
             term
         } else {
@@ -163,42 +161,55 @@ impl<'a, const N: usize, const CUT: bool> Group<'a, N, CUT> {
         }
     }
 
+    /// Adds these tasks to the tally of `len` elements; the first group of tasks starts it.
     #[inline(always)]
-    fn vote<const COUNT: bool>(&self, votes: &mut [f32]) {
-        for (j, votes) in votes.iter_mut().enumerate() {
-            let mut sum = *votes;
+    fn add_to<const COUNT: bool, const AGGREGATE: u8, const FIRST: bool>(
+        &self,
+        tally: &mut Tally,
+        len: usize,
+    ) {
+        let Tally {
+            votes,
+            plus,
+            minus,
+            plus_weight,
+            minus_weight,
+        } = tally;
+        let (votes, plus, minus) = (&mut votes[..len], &mut plus[..len], &mut minus[..len]);
+        let (plus_weight, minus_weight) = (&mut plus_weight[..len], &mut minus_weight[..len]);
+        for j in 0..len {
+            let start = |of: &[f32]| if FIRST { 0.0 } else { of[j] };
+            let (mut vote, mut up, mut down) = (start(votes), start(plus), start(minus));
+            let (mut up_weight, mut down_weight) = (start(plus_weight), start(minus_weight));
             for i in 0..N {
                 let term = self.term(i, j);
-                sum += if COUNT { sign(term) } else { term };
-            }
-            *votes = sum;
-        }
-    }
-
-    #[inline(always)]
-    fn mix<const AGGREGATE: u8>(&self, elected: &[f32], mixed: &mut [f32], divisor: &mut [f32]) {
-        let cells = elected.iter().zip(mixed.iter_mut()).zip(divisor.iter_mut());
-        for (j, ((&elected, mixed), divisor)) in cells.enumerate() {
-            let (mut sum, mut weight) = (*mixed, *divisor);
-            for i in 0..N {
-                let term = self.term(i, j);
-                let towards = term * elected;
+                vote += if COUNT { sign(term) } else { term };
                 if AGGREGATE == MAX {
-                    // Written so that a NaN replaces the maximum and is then never replaced.
-                    sum = if (towards > sum) | towards.is_nan() {
-                        towards
+                    up = if term > up { term } else { up };
+                    // Written so that a NaN replaces the minimum and is then never replaced.
+                    down = if (term < down) | term.is_nan() {
+                        term
                     } else {
-                        sum
+                        down
                     };
                 } else {
-                    // Also written so that a NaN counts as matching.
-                    sum += if towards < 0.0 { 0.0 } else { term };
+                    let positive = term > 0.0;
+                    up += if positive { term } else { 0.0 };
+                    // A NaN goes here too: its vote is NaN, and that elects minus.
+                    down += if positive { 0.0 } else { term };
                     if AGGREGATE == MEAN {
-                        weight += if towards > 0.0 { self.weights[i] } else { 0.0 };
+                        up_weight += if positive { self.weights[i] } else { 0.0 };
+                        down_weight += if term < 0.0 { self.weights[i] } else { 0.0 };
                     }
                 }
             }
-            (*mixed, *divisor) = (sum, weight);
+            votes[j] = vote;
+            if AGGREGATE != VOTE {
+                (plus[j], minus[j]) = (up, down);
+            }
+            if AGGREGATE == MEAN {
+                (plus_weight[j], minus_weight[j]) = (up_weight, down_weight);
+            }
         }
     }
 }
@@ -206,85 +217,105 @@ impl<'a, const N: usize, const CUT: bool> Group<'a, N, CUT> {
 const MEAN: u8 = 0;
 const SUM: u8 = 1;
 const MAX: u8 = 2;
+/// Votes only.
+const VOTE: u8 = 3;
 
-/// Elements worked on at a time: the scratch of 3 × 2 KiB and eight task vectors stay in L1.
+/// Elements worked on at a time: the tally of 5 × 2 KiB and eight task vectors stay in L1.
 const BLOCK: usize = 512;
 
-/// −1, 0 or +1; 0 of NaN.
+/// What is known of each element of a block after some tasks: both outcomes of the election, so that one pass over the
+/// task vectors is enough.
+struct Tally {
+    votes: [f32; BLOCK],
+    /// The sum (or the maximum) of the positive terms.
+    plus: [f32; BLOCK],
+    /// The sum (or the minimum) of the negative terms.
+    minus: [f32; BLOCK],
+    plus_weight: [f32; BLOCK],
+    minus_weight: [f32; BLOCK],
+}
+
+impl Tally {
+    #[inline(always)]
+    fn new() -> Self {
+        let zero = [0.0; BLOCK];
+        Self {
+            votes: zero,
+            plus: zero,
+            minus: zero,
+            plus_weight: zero,
+            minus_weight: zero,
+        }
+    }
+
+    /// The tally of elements `at..at + len` of all tasks, in their order.
+    #[inline(always)]
+    fn take<const CUT: bool, const COUNT: bool, const AGGREGATE: u8>(
+        &mut self,
+        tasks: &Tasks,
+        at: usize,
+        len: usize,
+    ) {
+        let count = tasks.deltas.len();
+        match count {
+            0 => {}
+            1 => {
+                Group::<1, CUT>::new(tasks, 0, at, len).add_to::<COUNT, AGGREGATE, true>(self, len);
+            }
+            2 => {
+                Group::<2, CUT>::new(tasks, 0, at, len).add_to::<COUNT, AGGREGATE, true>(self, len);
+            }
+            3 => {
+                Group::<3, CUT>::new(tasks, 0, at, len).add_to::<COUNT, AGGREGATE, true>(self, len);
+            }
+            _ => {
+                Group::<4, CUT>::new(tasks, 0, at, len).add_to::<COUNT, AGGREGATE, true>(self, len);
+            }
+        }
+        let mut i = 4;
+        while i + 4 <= count {
+            Group::<4, CUT>::new(tasks, i, at, len).add_to::<COUNT, AGGREGATE, false>(self, len);
+            i += 4;
+        }
+        while i < count {
+            Group::<1, CUT>::new(tasks, i, at, len).add_to::<COUNT, AGGREGATE, false>(self, len);
+            i += 1;
+        }
+    }
+}
+
+/// −1, 0 or +1; NaN of NaN.
 #[inline(always)]
 fn sign(x: f32) -> f32 {
-    (if x > 0.0 { 1.0 } else { 0.0 }) - (if x < 0.0 { 1.0 } else { 0.0 })
+    let negative_or_zero = if x < 0.0 { -1.0 } else { x };
+    if x > 0.0 { 1.0 } else { negative_or_zero }
 }
 
-/// votes = Σ D_i, or Σ sign(D_i), over all tasks in their order.
+/// `a` if `first`, else `b`: on bits, or the compiler would load only one of the two, from an address that depends on
+/// `first`, and the loop would not vectorise.
 #[inline(always)]
-fn vote_all<const CUT: bool, const COUNT: bool>(tasks: &Tasks, at: usize, votes: &mut [f32]) {
-    let (len, mut i) = (votes.len(), 0);
-    votes.fill(0.0);
-    while i + 4 <= tasks.deltas.len() {
-        Group::<4, CUT>::new(tasks, i, at, len).vote::<COUNT>(votes);
-        i += 4;
-    }
-    if i + 2 <= tasks.deltas.len() {
-        Group::<2, CUT>::new(tasks, i, at, len).vote::<COUNT>(votes);
-        i += 2;
-    }
-    if i < tasks.deltas.len() {
-        Group::<1, CUT>::new(tasks, i, at, len).vote::<COUNT>(votes);
-    }
-}
-
-/// Adds the tasks of the elected signs to `mixed` and their weights to `divisor`, in their order.
-#[inline(always)]
-fn mix_all<const CUT: bool, const AGGREGATE: u8>(
-    tasks: &Tasks,
-    at: usize,
-    elected: &[f32],
-    mixed: &mut [f32],
-    divisor: &mut [f32],
-) {
-    let (len, mut i) = (elected.len(), 0);
-    while i + 4 <= tasks.deltas.len() {
-        Group::<4, CUT>::new(tasks, i, at, len).mix::<AGGREGATE>(elected, mixed, divisor);
-        i += 4;
-    }
-    if i + 2 <= tasks.deltas.len() {
-        Group::<2, CUT>::new(tasks, i, at, len).mix::<AGGREGATE>(elected, mixed, divisor);
-        i += 2;
-    }
-    if i < tasks.deltas.len() {
-        Group::<1, CUT>::new(tasks, i, at, len).mix::<AGGREGATE>(elected, mixed, divisor);
-    }
-}
-
-/// Turns votes into elected signs. A NaN elects minus; what it does to the element is settled by the terms.
-#[inline(always)]
-fn elect(votes: &mut [f32], zero_sign: f32) {
-    for vote in votes {
-        let decided = if *vote > 0.0 { 1.0 } else { -1.0 };
-        *vote = if *vote == 0.0 { zero_sign } else { decided };
-    }
+fn select(first: bool, a: f32, b: f32) -> f32 {
+    let mask = 0u32.wrapping_sub(u32::from(first));
+    f32::from_bits((a.to_bits() & mask) | (b.to_bits() & !mask))
 }
 
 kernel! {
     fn merge<const CUT: bool, const COUNT: bool, const AGGREGATE: u8>(
-        out: &mut [f32], base: &[f32], tasks: &Tasks, zero_sign: f32, lambda: f32,
+        out: &mut [f32], base: &[f32], tasks: &Tasks, zero_is_plus: bool, lambda: f32,
     ) {
-        let (mut votes, mut mixed, mut divisor) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+        let mut tally = Tally::new();
         for (block, (out, base)) in out.chunks_mut(BLOCK).zip(base.chunks(BLOCK)).enumerate() {
-            let (at, len) = (block * BLOCK, out.len());
-            let (votes, mixed, divisor) = (&mut votes[..len], &mut mixed[..len], &mut divisor[..len]);
-            vote_all::<CUT, COUNT>(tasks, at, votes);
-            elect(votes, zero_sign);
-            mixed.fill(0.0);
-            divisor.fill(0.0);
-            mix_all::<CUT, AGGREGATE>(tasks, at, votes, mixed, divisor);
+            let len = out.len();
+            tally.take::<CUT, COUNT, AGGREGATE>(tasks, block * BLOCK, len);
+            let (votes, plus, minus) = (&tally.votes[..len], &tally.plus[..len], &tally.minus[..len]);
+            let (plus_weight, minus_weight) = (&tally.plus_weight[..len], &tally.minus_weight[..len]);
             for (j, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-                let merged = match AGGREGATE {
-                    MEAN => mixed[j] / if divisor[j] == 0.0 { 1.0 } else { divisor[j] },
-                    MAX => mixed[j] * votes[j],
-                    _ => mixed[j],
-                };
+                let elects_plus = if zero_is_plus { votes[j] >= 0.0 } else { votes[j] > 0.0 };
+                let mut merged = select(elects_plus, plus[j], minus[j]);
+                if AGGREGATE == MEAN {
+                    let divisor = select(elects_plus, plus_weight[j], minus_weight[j]);
+                    merged /= if divisor == 0.0 { 1.0 } else { divisor };
+                }
                 *out = base + lambda * merged;
             }
         }
@@ -312,7 +343,7 @@ pub fn disjoint_merge(
     use Election::Count;
     assert_eq!(base.len(), out.len(), "disjoint_merge: lengths differ");
     let tasks = &Tasks::new(out.len(), deltas, cuts, factors, weights);
-    let (zero, lambda) = (options.zero_sign(), options.lambda);
+    let (zero, lambda) = (options.zero_is_plus(), options.lambda);
     match (cuts.is_some(), options.election, options.aggregate) {
         (false, Election::Sum, Mean) => merge::<false, false, MEAN>(out, base, tasks, zero, lambda),
         (false, Election::Sum, Sum) => merge::<false, false, SUM>(out, base, tasks, zero, lambda),
@@ -331,12 +362,13 @@ pub fn disjoint_merge(
 
 kernel! {
     fn balance<const CUT: bool, const COUNT: bool>(len: usize, tasks: &Tasks) -> i64 {
-        let mut votes = [0.0; BLOCK];
+        let mut tally = Tally::new();
         let mut total = 0;
         for at in (0..len).step_by(BLOCK) {
-            let votes = &mut votes[..BLOCK.min(len - at)];
-            vote_all::<CUT, COUNT>(tasks, at, votes);
-            total += i64::from(votes.iter().map(|&v| i32::from(v > 0.0) - i32::from(v < 0.0)).sum::<i32>());
+            let block = BLOCK.min(len - at);
+            tally.take::<CUT, COUNT, VOTE>(tasks, at, block);
+            let signs = tally.votes[..block].iter().map(|&vote| i32::from(vote > 0.0) - i32::from(vote < 0.0));
+            total += i64::from(signs.sum::<i32>());
         }
         total
     }
@@ -374,7 +406,7 @@ mod tests {
         let terms: Vec<(f32, f32)> = tasks
             .iter()
             .filter(|(d, cut, ..)| magnitude_key(*d) >= *cut)
-            .map(|(d, _, f, w)| (w * (f * d), *w))
+            .map(|(d, _, f, w)| ((w * f) * d, *w))
             .collect();
         if terms.iter().any(|(term, _)| term.is_nan()) {
             return f32::NAN;

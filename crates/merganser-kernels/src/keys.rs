@@ -25,7 +25,7 @@ pub fn magnitude_key(x: f32) -> u32 {
 #[inline(always)]
 pub fn ordered_key(x: f32) -> u32 {
     let magnitude = magnitude_key(x);
-    let negative = (x.to_bits() >= SIGN) & (magnitude < NAN_MAGNITUDE);
+    let negative = x.to_bits() >= SIGN && magnitude < NAN_MAGNITUDE;
     if negative {
         SIGN - magnitude
     } else {

@@ -1,37 +1,30 @@
 //! Random masks as a function of (seed, tensor, model, element): the same for any chunking and any number of threads.
 //!
 //! The generator is Philox-4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
-//! (2011): a keyed bijection of 128-bit counters, computed here for sixteen counters at once. Element i of a stream is
+//! (2011): a keyed bijection of 128-bit counters. Element i of a stream is
 //! word i mod 4 of the block with counter (i / 4 as two words, model, 0); the key is a hash of the seed and the tensor's
 //! name, so streams of different models never share a block.
 
 #![allow(clippy::inline_always)] // see simd.rs: inlining carries the target features
 
-/// Counters computed at once: one AVX-512 register, or several smaller ones.
-const LANES: usize = 16;
-/// Numbers from [`LANES`] counters.
-const GROUP: usize = 4 * LANES;
-
-type Words = [[u32; LANES]; 4];
-
-/// Ten rounds of Philox-4x32 on [`LANES`] counters at once.
+/// Ten rounds of Philox-4x32: the four words of the block with counter `words`.
+///
+/// Words are kept in 64 bits, of which only the lower half counts, so that a loop over blocks vectorises without a single
+/// change of width: a product of two lower halves is what vector units compute.
 #[inline(always)]
-fn philox(mut words: Words, key: [u32; 2]) -> Words {
+fn philox(words: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    const LOW: u64 = 0xffff_ffff;
+    let [mut c0, mut c1, mut c2, mut c3] = words.map(u64::from);
     let [mut k0, mut k1] = key;
     for _ in 0..10 {
-        let [c0, c1, c2, c3] = words;
-        for lane in 0..LANES {
-            let a = u64::from(c0[lane]) * 0xd251_1f53;
-            let b = u64::from(c2[lane]) * 0xcd9e_8d57;
-            words[0][lane] = (b >> 32) as u32 ^ c1[lane] ^ k0;
-            words[1][lane] = b as u32;
-            words[2][lane] = (a >> 32) as u32 ^ c3[lane] ^ k1;
-            words[3][lane] = a as u32;
-        }
+        let a = (c0 & LOW) * 0xd251_1f53;
+        let b = (c2 & LOW) * 0xcd9e_8d57;
+        (c0, c1) = ((b >> 32) ^ c1 ^ u64::from(k0), b);
+        (c2, c3) = ((a >> 32) ^ c3 ^ u64::from(k1), a);
         k0 = k0.wrapping_add(0x9e37_79b9);
         k1 = k1.wrapping_add(0xbb67_ae85);
     }
-    words
+    [c0, c1, c2, c3].map(|word| word as u32)
 }
 
 /// An endless sequence of random numbers for one model's part in one tensor, addressed by element index.
@@ -77,46 +70,48 @@ impl Stream {
     /// # Panics
     /// If the lengths differ.
     pub fn keep_mask_each(&self, first_index: u64, probabilities: &[f32], out: &mut [f32]) {
+        assert_eq!(
+            probabilities.len(),
+            out.len(),
+            "keep_mask_each: lengths differ"
+        );
         keep_mask_each(self, first_index, probabilities, out);
     }
 
-    /// The words of the [`LANES`] blocks from `block` on, in element order.
+    /// The words of elements 4 `index` to 4 `index` + 3.
     #[inline(always)]
-    fn group(&self, block: u64) -> [u32; GROUP] {
-        let mut counters = [[0; LANES], [0; LANES], [self.model; LANES], [0; LANES]];
-        for lane in 0..LANES {
-            let index = block.wrapping_add(lane as u64);
-            counters[0][lane] = index as u32;
-            counters[1][lane] = (index >> 32) as u32;
-        }
-        let words = philox(counters, self.key);
-        let mut ordered = [0; GROUP];
-        for lane in 0..LANES {
-            for word in 0..4 {
-                ordered[4 * lane + word] = words[word][lane];
-            }
-        }
-        ordered
+    fn block(&self, index: u64) -> [u32; 4] {
+        philox(
+            [index as u32, (index >> 32) as u32, self.model, 0],
+            self.key,
+        )
     }
 
-    /// Calls `write(position, numbers)` for consecutive pieces of `len` numbers from `first_index` on.
+    /// out_i = one(word of element `first_index` + i, i).
     #[inline(always)]
-    fn pieces(&self, first_index: u64, len: usize, mut write: impl FnMut(usize, &[u32])) {
-        let (mut at, mut block) = (0, first_index / 4);
-        let mut skip = (first_index % 4) as usize;
-        while at < len {
-            let group = self.group(block);
-            if skip == 0 && len - at >= GROUP {
-                write(at, &group);
-                at += GROUP;
-            } else {
-                let numbers = &group[skip..];
-                let numbers = &numbers[..numbers.len().min(len - at)];
-                write(at, numbers);
-                at += numbers.len();
+    fn fill(&self, first_index: u64, out: &mut [f32], one: impl Fn(u32, usize) -> f32) {
+        let skip = (first_index % 4) as usize;
+        let head = if skip == 0 {
+            0
+        } else {
+            (4 - skip).min(out.len())
+        };
+        let (first, rest) = out.split_at_mut(head);
+        for (i, out) in first.iter_mut().enumerate() {
+            *out = one(self.block(first_index / 4)[skip + i], i);
+        }
+        let start = first_index.div_ceil(4);
+        let (blocks, last) = rest.as_chunks_mut::<4>();
+        for (b, out) in blocks.iter_mut().enumerate() {
+            let words = self.block(start.wrapping_add(b as u64));
+            for i in 0..4 {
+                out[i] = one(words[i], head + 4 * b + i);
             }
-            block = block.wrapping_add(LANES as u64);
-            skip = 0;
+        }
+        let at = head + 4 * blocks.len();
+        let words = self.block(start.wrapping_add(blocks.len() as u64));
+        for (i, out) in last.iter_mut().enumerate() {
+            *out = one(words[i], at + i);
         }
     }
 }
@@ -138,33 +133,20 @@ fn keep(word: u32, probability: f32) -> f32 {
 
 kernel! {
     fn uniform(stream: &Stream, first_index: u64, out: &mut [f32]) {
-        stream.pieces(first_index, out.len(), |at, words| {
-            for (out, &word) in out[at..at + words.len()].iter_mut().zip(words) {
-                *out = to_unit(word);
-            }
-        });
+        stream.fill(first_index, out, |word, _| to_unit(word));
     }
 }
 
 kernel! {
     fn keep_mask(stream: &Stream, first_index: u64, probability: f32, out: &mut [f32]) {
-        stream.pieces(first_index, out.len(), |at, words| {
-            for (out, &word) in out[at..at + words.len()].iter_mut().zip(words) {
-                *out = keep(word, probability);
-            }
-        });
+        stream.fill(first_index, out, |word, _| keep(word, probability));
     }
 }
 
 kernel! {
     fn keep_mask_each(stream: &Stream, first_index: u64, probabilities: &[f32], out: &mut [f32]) {
-        assert_eq!(probabilities.len(), out.len(), "keep_mask_each: lengths differ");
-        stream.pieces(first_index, out.len(), |at, words| {
-            let probabilities = &probabilities[at..at + words.len()];
-            for ((out, &word), &p) in out[at..at + words.len()].iter_mut().zip(words).zip(probabilities) {
-                *out = keep(word, p);
-            }
-        });
+        let probabilities = &probabilities[..out.len()];
+        stream.fill(first_index, out, |word, i| keep(word, probabilities[i]));
     }
 }
 
@@ -195,8 +177,7 @@ mod tests {
             ),
         ];
         for (counter, key, answer) in cases {
-            let words = philox(counter.map(|word| [word; LANES]), key);
-            assert_eq!(words, answer.map(|word| [word; LANES]));
+            assert_eq!(philox(counter, key), answer);
         }
     }
 
@@ -230,7 +211,7 @@ mod tests {
         for (i, number) in numbers.into_iter().enumerate() {
             let index = ((1u64 << 40) - 4 + i as u64) / 4;
             let counter = [index as u32, (index >> 32) as u32, 5, 0];
-            let word = philox(counter.map(|word| [word; LANES]), stream.key)[i % 4][0];
+            let word = philox(counter, stream.key)[i % 4];
             assert_eq!(number, (word >> 8) as f32 / 16_777_216.0);
         }
     }

@@ -31,7 +31,11 @@ impl Bits {
             .map(|_| {
                 let bits = self.next();
                 let sum: i64 = (0..4).map(|i| i64::from((bits >> (16 * i)) as i16)).sum();
-                let coarse = if bits & 3 == 0 { sum >> 12 << 12 } else { sum };
+                let coarse = if bits.is_multiple_of(4) {
+                    sum >> 12 << 12
+                } else {
+                    sum
+                };
                 coarse as f32 / 1e6
             })
             .collect()

@@ -162,9 +162,13 @@ pub fn statistics(chunks: &[&[u32]], ranks: &[u64]) -> Vec<Statistic> {
 
 fn statistics_by_radix(chunks: &[&[u32]], ranks: &[u64]) -> Vec<Statistic> {
     let mut upper = RadixUpper::new();
-    chunks.iter().for_each(|chunk| upper.add(chunk));
+    for chunk in chunks {
+        upper.add(chunk);
+    }
     let mut lower = upper.select(ranks);
-    chunks.iter().for_each(|chunk| lower.add(chunk));
+    for chunk in chunks {
+        lower.add(chunk);
+    }
     let ties = lower.select();
     let counts: Vec<_> = chunks.iter().map(|chunk| ties.count(chunk)).collect();
     ties.resolve(&counts)
@@ -223,12 +227,11 @@ mod tests {
             }
             kept
         };
-        // The stable order reversed by key but not by index: equal keys of lowest index first.
-        let key_at = |i: usize| chunks[i / chunks[0].len()][i % chunks[0].len()];
-        let mut descending: Vec<usize> = (0..sorted.len()).collect();
-        descending.sort_by_key(|&i| std::cmp::Reverse(key_at(i)));
+        // The k largest, equal keys of lowest index first: all greater keys, and the first of the equal ones.
         let k = len - rank;
-        let mut largest = descending[..k as usize].to_vec();
+        let (less, greater) = (statistic.less as usize, statistic.greater() as usize);
+        let mut largest = sorted[sorted.len() - greater..].to_vec();
+        largest.extend(&sorted[less..less + k as usize - greater]);
         largest.sort_unstable();
         assert_eq!(kept(&|c| statistic.keep_largest(c, k)), largest);
         for r in [rank, rank + 1] {
@@ -251,7 +254,7 @@ mod tests {
     #[test]
     fn large_inputs_of_every_shape() {
         let mut bits = Bits::new(8);
-        let len = 60_000;
+        let len = 40_000;
         let random: Vec<u32> = bits.weights(len).into_iter().map(magnitude_key).collect();
         let mut sorted = random.clone();
         sorted.sort_unstable();
@@ -259,7 +262,7 @@ mod tests {
         let few: Vec<u32> = (0..len).map(|_| (bits.next() % 5) as u32).collect();
         let mostly_zero: Vec<u32> = (0..len)
             .map(|_| {
-                if bits.next() % 50 == 0 {
+                if bits.next().is_multiple_of(50) {
                     bits.next() as u32 >> 1
                 } else {
                     0
@@ -279,11 +282,7 @@ mod tests {
             vec![3; len],
             vec![0; len],
         ] {
-            check(
-                &keys,
-                7_001,
-                &[0, 1, 12_000, 30_000, 48_000, 59_998, 59_999],
-            );
+            check(&keys, 7_001, &[0, 1, 8_000, 32_000, 39_999]);
         }
     }
 
@@ -325,6 +324,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn small_inputs_agree_with_a_stable_sort(
             keys in prop::collection::vec(prop_oneof![0u32..6, 0u32..0x7f80_0000, Just(u32::MAX - 1)], 1..200),

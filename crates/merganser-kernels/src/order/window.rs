@@ -422,7 +422,10 @@ mod tests {
         let chunks = [windows.count(&keys[..6_000]), windows.count(&keys[6_000..])];
         let found = windows.resolve_at(&[1, 5_030], &chunks).expect("near");
         assert_eq!(found.iter().map(|s| s.key).collect::<Vec<_>>(), [1, 5_030]);
-        assert_eq!(windows.resolve_at(&[0, 9_000], &chunks), Err(Missed { ranks: vec![9_000] }));
+        assert_eq!(
+            windows.resolve_at(&[0, 9_000], &chunks),
+            Err(Missed { ranks: vec![9_000] })
+        );
     }
 
     proptest! {
