@@ -92,13 +92,12 @@ impl Case {
 
     /// Number of fine-tuned models.
     pub fn tasks(&self) -> usize {
-        (0..)
-            .take_while(|i| {
-                self.inputs
-                    .keys()
-                    .any(|key| key.starts_with(&format!("task{i}/")))
-            })
-            .count()
+        let has_task = |i: &usize| {
+            self.inputs
+                .keys()
+                .any(|key| key.starts_with(&format!("task{i}/")))
+        };
+        (0..self.inputs.len()).take_while(has_task).count()
     }
 
     /// Names of the tensors of the models, in name order.
