@@ -83,11 +83,13 @@ impl Default for MergeOptions {
 }
 
 impl MergeOptions {
-    fn zero_is_plus(&self) -> bool {
-        match self.zero_sum {
+    /// The least sum of votes that elects plus: zero, or the smallest number above it.
+    fn least_plus(&self) -> f32 {
+        let zero_is_plus = match self.zero_sum {
             ZeroSum::Positive => true,
             ZeroSum::Majority(sum) => sum > 0.0,
-        }
+        };
+        if zero_is_plus { 0.0 } else { 0f32.next_up() }
     }
 }
 
@@ -301,7 +303,7 @@ fn select(first: bool, a: f32, b: f32) -> f32 {
 
 kernel! {
     fn merge<const CUT: bool, const COUNT: bool, const AGGREGATE: u8>(
-        out: &mut [f32], base: &[f32], tasks: &Tasks, zero_is_plus: bool, lambda: f32,
+        out: &mut [f32], base: &[f32], tasks: &Tasks, least_plus: f32, lambda: f32,
     ) {
         let mut tally = Tally::new();
         for (block, (out, base)) in out.chunks_mut(BLOCK).zip(base.chunks(BLOCK)).enumerate() {
@@ -310,7 +312,7 @@ kernel! {
             let (votes, plus, minus) = (&tally.votes[..len], &tally.plus[..len], &tally.minus[..len]);
             let (plus_weight, minus_weight) = (&tally.plus_weight[..len], &tally.minus_weight[..len]);
             for (j, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-                let elects_plus = if zero_is_plus { votes[j] >= 0.0 } else { votes[j] > 0.0 };
+                let elects_plus = votes[j] >= least_plus;
                 let mut merged = select(elects_plus, plus[j], minus[j]);
                 if AGGREGATE == MEAN {
                     let divisor = select(elects_plus, plus_weight[j], minus_weight[j]);
@@ -343,20 +345,22 @@ pub fn disjoint_merge(
     use Election::Count;
     assert_eq!(base.len(), out.len(), "disjoint_merge: lengths differ");
     let tasks = &Tasks::new(out.len(), deltas, cuts, factors, weights);
-    let (zero, lambda) = (options.zero_is_plus(), options.lambda);
+    let (least, lambda) = (options.least_plus(), options.lambda);
     match (cuts.is_some(), options.election, options.aggregate) {
-        (false, Election::Sum, Mean) => merge::<false, false, MEAN>(out, base, tasks, zero, lambda),
-        (false, Election::Sum, Sum) => merge::<false, false, SUM>(out, base, tasks, zero, lambda),
-        (false, Election::Sum, Max) => merge::<false, false, MAX>(out, base, tasks, zero, lambda),
-        (true, Election::Sum, Mean) => merge::<true, false, MEAN>(out, base, tasks, zero, lambda),
-        (true, Election::Sum, Sum) => merge::<true, false, SUM>(out, base, tasks, zero, lambda),
-        (true, Election::Sum, Max) => merge::<true, false, MAX>(out, base, tasks, zero, lambda),
-        (false, Count, Mean) => merge::<false, true, MEAN>(out, base, tasks, zero, lambda),
-        (false, Count, Sum) => merge::<false, true, SUM>(out, base, tasks, zero, lambda),
-        (false, Count, Max) => merge::<false, true, MAX>(out, base, tasks, zero, lambda),
-        (true, Count, Mean) => merge::<true, true, MEAN>(out, base, tasks, zero, lambda),
-        (true, Count, Sum) => merge::<true, true, SUM>(out, base, tasks, zero, lambda),
-        (true, Count, Max) => merge::<true, true, MAX>(out, base, tasks, zero, lambda),
+        (false, Election::Sum, Mean) => {
+            merge::<false, false, MEAN>(out, base, tasks, least, lambda)
+        }
+        (false, Election::Sum, Sum) => merge::<false, false, SUM>(out, base, tasks, least, lambda),
+        (false, Election::Sum, Max) => merge::<false, false, MAX>(out, base, tasks, least, lambda),
+        (true, Election::Sum, Mean) => merge::<true, false, MEAN>(out, base, tasks, least, lambda),
+        (true, Election::Sum, Sum) => merge::<true, false, SUM>(out, base, tasks, least, lambda),
+        (true, Election::Sum, Max) => merge::<true, false, MAX>(out, base, tasks, least, lambda),
+        (false, Count, Mean) => merge::<false, true, MEAN>(out, base, tasks, least, lambda),
+        (false, Count, Sum) => merge::<false, true, SUM>(out, base, tasks, least, lambda),
+        (false, Count, Max) => merge::<false, true, MAX>(out, base, tasks, least, lambda),
+        (true, Count, Mean) => merge::<true, true, MEAN>(out, base, tasks, least, lambda),
+        (true, Count, Sum) => merge::<true, true, SUM>(out, base, tasks, least, lambda),
+        (true, Count, Max) => merge::<true, true, MAX>(out, base, tasks, least, lambda),
     }
 }
 

@@ -13,6 +13,8 @@
 //! never from a file or a user.
 
 #![deny(unsafe_code)]
+// A lazy `&&` is a branch, and a branch on data can keep a loop from vectorising.
+#![allow(clippy::needless_bitwise_bool)]
 
 #[macro_use]
 pub mod simd;

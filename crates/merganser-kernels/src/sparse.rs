@@ -27,6 +27,15 @@ kernel! {
 }
 
 kernel! {
+    /// Replaces every value by 1 if its [`magnitude_key`] is at least `low`, else by 0.
+    pub fn mark(values: &mut [f32], low: u32) {
+        for x in values {
+            *x = if magnitude_key(*x) >= low { 1.0 } else { 0.0 };
+        }
+    }
+}
+
+kernel! {
     /// out = x · factor where the factor is not 0, else +0: factors of 1 keep, other ones rescale what they keep.
     ///
     /// # Panics
@@ -158,8 +167,14 @@ mod tests {
                 retain_scaled(&mut out, &x, &factors);
                 canonical(&out)
             });
+            let marks = at_all_levels(|| {
+                let mut out = x.clone();
+                mark(&mut out, low);
+                out
+            });
             for i in 0..len {
                 let key = magnitude_key(x[i]);
+                assert_eq!(marks[i], f32::from(u8::from(key >= low)));
                 let kept = if low <= key && key < high { x[i] } else { 0.0 };
                 assert_eq!(band[i], canonical(&[kept])[0]);
                 let kept = if factors[i] == 0.0 {

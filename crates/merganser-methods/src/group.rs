@@ -266,6 +266,11 @@ impl TensorGroup<'_> {
         self.whole(grain, CHUNK)
     }
 
+    /// Elements of every block of a chunk but its last.
+    pub fn block_len(&self, grain: Grain) -> usize {
+        self.whole(grain, BLOCK)
+    }
+
     fn whole(&self, grain: Grain, wanted: usize) -> usize {
         whole(grain, self.shape, wanted)
     }
@@ -322,6 +327,22 @@ impl TensorGroup<'_> {
             })
         };
         (0..runs).into_par_iter().map(work).collect()
+    }
+
+    /// Reads some of the elements, on this thread, and shows them to `visit` block by block.
+    ///
+    /// # Errors
+    /// Those of [`TensorGroup::scan`].
+    pub fn read(&self, view: View, range: Range<usize>, mut visit: impl FnMut(&Block<'_>)) -> Result<(), MethodError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        with_worker(|worker| {
+            self.blocks(worker, Grain::Elements, view, range.start / CHUNK, range, |block, _, _| {
+                visit(block);
+                Ok(())
+            })
+        })
     }
 
     /// Merges the whole tensor: every chunk is combined, encoded and handed to `write` with the index of its first

@@ -16,7 +16,18 @@ mod registry;
 mod settings;
 
 mod gram;
+mod ranks;
+mod select;
+mod sparsify;
+mod task_vectors;
 
+mod arcee_fusion;
+mod breadcrumbs;
+mod breadcrumbs_ties;
+mod dare_linear;
+mod dare_ties;
+mod della;
+mod della_linear;
 pub mod emr;
 mod fisher;
 mod karcher;
@@ -27,10 +38,14 @@ mod multislerp;
 mod nearswap;
 mod nuslerp;
 mod passthrough;
+mod pcb;
 mod ram;
+mod sce;
 mod slerp;
 mod soup;
 mod tall;
+mod task_arithmetic;
+mod ties;
 
 pub use error::MethodError;
 pub use merganser_kernels::convert::Float;
@@ -40,3 +55,4 @@ pub use method::{Arity, BasePolicy, Combine, Fallback, Kind, Method, MethodInfo,
 pub use registry::{find, registry};
 pub use settings::{Settings, Value};
 pub use soup::{Soup, greedy_soup};
+pub use sparsify::drop_and_rescale;

@@ -4,6 +4,17 @@ use crate::Method;
 
 static METHODS: &[&dyn Method] = &[
     &crate::linear::Linear,
+    &crate::task_arithmetic::TASK_ARITHMETIC,
+    &crate::ties::TIES,
+    &crate::dare_linear::DARE_LINEAR,
+    &crate::dare_ties::DARE_TIES,
+    &crate::breadcrumbs::BREADCRUMBS,
+    &crate::breadcrumbs_ties::BREADCRUMBS_TIES,
+    &crate::della::DELLA,
+    &crate::della_linear::DELLA_LINEAR,
+    &crate::sce::Sce,
+    &crate::arcee_fusion::ArceeFusion,
+    &crate::pcb::Pcb,
     &crate::slerp::Slerp,
     &crate::nuslerp::Nuslerp,
     &crate::multislerp::Multislerp,

@@ -1,0 +1,522 @@
+//! Thinning of task vectors: which elements of each are kept, and by how much the kept ones grow.
+//!
+//! With n elements, density ρ and products in f64 truncated to integers, as in mergekit:
+//!
+//! * *magnitude* keeps the max(1, ⌊ρn⌋) largest magnitudes of the tensor (none at ρ = 0), lowest index first among equal
+//!   ones;
+//! * *outliers* drops the ⌊γn⌋ largest as well: of the stable ascending order it keeps ⌊ρn⌋ elements from place
+//!   max(0, n − ⌊ρn⌋ − ⌊γn⌋) on;
+//! * *random* keeps each element with probability ρ (the "drop" of DARE);
+//! * *rank* keeps it with a probability that rises from ρ − ε to ρ + ε with its rank in its row (MagPrune of DELLA).
+//!
+//! A density of 1 or more leaves a task vector alone. What is kept may be rescaled: by L1(d) / L1(kept), which restores the
+//! L1 norm (mergekit's `rescale: true`), or by the inverse of the probability of being kept (the DARE paper).
+//!
+//! Sources: Yadav et al. 2023 (arXiv 2306.01708), Davari and Belilovsky 2023 (2312.06795), Yu et al. 2024 (2311.03099),
+//! Deep et al. 2024 (2406.11617).
+
+use std::cell::Cell;
+
+use merganser_kernels::keys::magnitude_keys;
+use merganser_kernels::{convert, elementwise, mask, reduce, sparse};
+
+use crate::ranks::{RankMask, Rising};
+use crate::select::{Cut, Streams};
+use crate::{Block, Grain, MethodError, Settings, TensorGroup, View};
+
+/// How the task vectors of a method are thinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sparsifier {
+    /// Not at all.
+    None,
+    /// By magnitude.
+    Magnitude,
+    /// By magnitude, without the largest ones.
+    Outliers,
+    /// At random.
+    Random,
+    /// At random, with a probability that rises with the magnitude.
+    Rank,
+}
+
+/// How the kept part is rescaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rescale {
+    /// Not at all.
+    None,
+    /// To the L1 norm of the whole.
+    L1,
+    /// By the inverse of the probability of being kept.
+    Density,
+}
+
+impl Rescale {
+    /// The parameter `rescale`: `true` means what mergekit does.
+    pub(crate) fn of(settings: &Settings) -> Self {
+        match settings.text("rescale") {
+            Some("true" | "l1") => Self::L1,
+            Some("density") => Self::Density,
+            _ if settings.flag("rescale") => Self::L1,
+            _ => Self::None,
+        }
+    }
+}
+
+/// L1 norms below this are not rescaled to or from.
+const LEAST_NORM: f64 = 1e-7;
+
+/// The task vectors of one tensor, thinned.
+pub(crate) struct Thinned<'a> {
+    group: &'a TensorGroup<'a>,
+    kept: Kept,
+    /// What multiplies the kept part of each task vector.
+    pub(crate) factors: Vec<f32>,
+}
+
+enum Kept {
+    All,
+    /// The elements that pass the first cut and not the second.
+    Bands(Vec<(Cut, Cut)>),
+    Masks(Masks),
+}
+
+impl<'a> Thinned<'a> {
+    /// Task vectors as they are.
+    pub(crate) fn whole(group: &'a TensorGroup<'a>) -> Self {
+        Self { group, kept: Kept::All, factors: vec![1.0; group.others().len()] }
+    }
+
+    /// Task vectors cut at given magnitude keys: what is at least as large is kept, all ties included.
+    pub(crate) fn at_keys(group: &'a TensorGroup<'a>, keys: &[u32], rescale: Rescale) -> Result<Self, MethodError> {
+        let bands = keys.iter().map(|&key| (Cut::at(key), Cut::NONE)).collect();
+        Self::rescaled(group, Kept::Bands(bands), rescale)
+    }
+
+    /// Thins the task vectors of a group by its settings.
+    pub(crate) fn new(group: &'a TensorGroup<'a>, sparsifier: Sparsifier, rescale: Rescale) -> Result<Self, MethodError> {
+        let densities = group.other_floats("density");
+        if sparsifier == Sparsifier::None || densities.iter().all(|density| *density >= 1.0) {
+            return Ok(Self::whole(group));
+        }
+        let kept = match sparsifier {
+            Sparsifier::None => Kept::All,
+            Sparsifier::Magnitude => Kept::Bands(largest(group, &densities)?),
+            Sparsifier::Outliers => Kept::Bands(without_outliers(group, &densities)?),
+            Sparsifier::Random => Kept::Masks(Masks::new(group, &densities, None, rescale)),
+            Sparsifier::Rank => {
+                let epsilons = group.other_floats("epsilon");
+                Kept::Masks(Masks::new(group, &densities, Some(&epsilons), rescale))
+            }
+        };
+        Self::rescaled(group, kept, rescale)
+    }
+
+    fn rescaled(group: &'a TensorGroup<'a>, kept: Kept, rescale: Rescale) -> Result<Self, MethodError> {
+        let densities = group.other_floats("density");
+        let mut thinned = Self { group, kept, factors: vec![1.0; densities.len()] };
+        match rescale {
+            Rescale::None => {}
+            Rescale::L1 => {
+                let (norms, recorded) = thinned.norms()?;
+                let factor = |(whole, kept): (f64, f64)| {
+                    if whole < LEAST_NORM || kept < LEAST_NORM { 1.0 } else { (whole / kept) as f32 }
+                };
+                thinned.factors = norms.into_iter().map(factor).collect();
+                if let Kept::Masks(masks) = &mut thinned.kept {
+                    masks.recorded = recorded;
+                }
+            }
+            // Rising probabilities differ from element to element; their inverses are part of the masks.
+            Rescale::Density if matches!(&thinned.kept, Kept::Masks(masks) if masks.inverse) => {}
+            Rescale::Density => {
+                let inverse = |density: &f64| if *density > 0.0 { (1.0 / density.min(1.0)) as f32 } else { 1.0 };
+                thinned.factors = densities.iter().map(inverse).collect();
+            }
+        }
+        Ok(thinned)
+    }
+
+    /// How the tensor must be cut into chunks.
+    pub(crate) fn grain(&self) -> Grain {
+        match &self.kept {
+            Kept::Masks(masks) => masks.grain,
+            Kept::All | Kept::Bands(_) => Grain::Elements,
+        }
+    }
+
+    /// Whether every task vector is left as it is.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.kept, Kept::All)
+    }
+
+    /// The least magnitude key that is kept of each task vector, if that describes what is kept of this block.
+    pub(crate) fn keys_within(&self, block: &Block<'_>) -> Option<Vec<u32>> {
+        let Kept::Bands(bands) = &self.kept else { return None };
+        let key = |(low, high): &(Cut, Cut)| {
+            let plain = *high == Cut::NONE && low.change_within(block.start, block.len()).is_none();
+            plain.then(|| low.key_at(block.start))
+        };
+        bands.iter().map(key).collect()
+    }
+
+    /// Writes what is kept of task vector `task` in one block, before rescaling; +0 elsewhere.
+    pub(crate) fn apply(&self, block: &Block<'_>, task: usize, delta: &[f32], out: &mut [f32]) {
+        match &self.kept {
+            Kept::All => out.copy_from_slice(delta),
+            Kept::Bands(bands) => retain_between(bands[task], block.start, delta, out),
+            Kept::Masks(masks) => masks.apply(self.group, block, task, delta, out),
+        }
+    }
+
+    /// The L1 norms of each task vector and of its kept part; and the masks met, packed, by chunk.
+    fn norms(&self) -> Result<(Vec<(f64, f64)>, Vec<Vec<u8>>), MethodError> {
+        let tasks = self.factors.len();
+        let capacity = match &self.kept {
+            Kept::Masks(masks) => masks.recorded_chunks(self.group),
+            Kept::All | Kept::Bands(_) => 0,
+        };
+        let chunks = self.group.scan(
+            self.grain(),
+            View::Deltas,
+            |_| (vec![(0.0, 0.0); tasks], Vec::new()),
+            |(norms, recorded), block| {
+                with_scratch(2, block.len(), |scratch| {
+                    let [kept, mask] = scratch else { return };
+                    for (task, delta) in block.others().into_iter().enumerate() {
+                        match &self.kept {
+                            Kept::Masks(masks) => {
+                                masks.draw(self.group, block, task, delta, mask);
+                                if block.chunk < capacity {
+                                    record(mask, recorded);
+                                }
+                                sparse::retain_scaled(kept, delta, mask);
+                            }
+                            Kept::All | Kept::Bands(_) => self.apply(block, task, delta, kept),
+                        }
+                        norms[task].0 += reduce::sum_abs(delta);
+                        norms[task].1 += reduce::sum_abs(kept);
+                    }
+                });
+            },
+        )?;
+        let mut total = vec![(0.0, 0.0); tasks];
+        let mut recorded = Vec::new();
+        for (norms, bits) in chunks {
+            for (total, norms) in total.iter_mut().zip(norms) {
+                total.0 += norms.0;
+                total.1 += norms.1;
+            }
+            recorded.push(bits);
+        }
+        Ok((total, recorded))
+    }
+}
+
+/// Appends a mask as bits, from a byte of its own on.
+fn record(mask: &[f32], recorded: &mut Vec<u8>) {
+    let at = recorded.len();
+    recorded.resize(at + mask.len().div_ceil(8), 0);
+    convert::pack_bits(mask, &mut recorded[at..]);
+}
+
+/// One pass over the magnitudes of those task vectors that have ranks to be found.
+fn magnitude_streams<R>(
+    group: &TensorGroup<'_>,
+    tasks: &[usize],
+    work: impl FnOnce(&Streams<'_>) -> Result<R, MethodError>,
+) -> Result<R, MethodError> {
+    let others = group.others();
+    let inputs: Vec<usize> = tasks.iter().map(|task| others[*task]).collect();
+    let keys = |_: usize, block: &Block<'_>, keys: &mut [Vec<u32>]| {
+        for (keys, input) in keys.iter_mut().zip(&inputs) {
+            keys.resize(block.len(), 0);
+            magnitude_keys(keys, block.input(*input));
+        }
+    };
+    work(&Streams::new(&[group], View::Deltas, vec![group.elements() as u64; tasks.len()], &keys))
+}
+
+/// The cuts that keep the ⌊ρn⌋ largest magnitudes of each task vector.
+fn largest(group: &TensorGroup<'_>, densities: &[f64]) -> Result<Vec<(Cut, Cut)>, MethodError> {
+    let n = group.elements() as u64;
+    let kept: Vec<u64> = densities.iter().map(|density| largest_count(*density, n)).collect();
+    let mut bands: Vec<(Cut, Cut)> =
+        kept.iter().map(|k| (if *k == 0 { Cut::NONE } else { Cut::ALL }, Cut::NONE)).collect();
+    let tasks: Vec<usize> = (0..kept.len()).filter(|task| kept[*task] > 0 && kept[*task] < n).collect();
+    if tasks.is_empty() {
+        return Ok(bands);
+    }
+    magnitude_streams(group, &tasks, |streams| {
+        let ranks: Vec<Vec<u64>> = tasks.iter().map(|task| vec![n - kept[*task]]).collect();
+        for (stream, (task, found)) in tasks.iter().zip(streams.select(&ranks)?).enumerate() {
+            bands[*task].0 = streams.cut_keeping(stream, &found[0], kept[*task])?;
+        }
+        Ok(())
+    })?;
+    Ok(bands)
+}
+
+/// How many of n elements the *magnitude* sparsifier keeps.
+fn largest_count(density: f64, n: u64) -> u64 {
+    if density <= 0.0 { 0 } else { ((density * n as f64) as u64).clamp(1.min(n), n) }
+}
+
+/// The cuts that keep the middle of the magnitudes of each task vector.
+fn without_outliers(group: &TensorGroup<'_>, densities: &[f64]) -> Result<Vec<(Cut, Cut)>, MethodError> {
+    let n = group.elements() as u64;
+    let gammas = group.other_floats("gamma");
+    let places: Vec<(u64, u64)> = densities.iter().zip(&gammas).map(|(d, g)| middle(*d, *g, n)).collect();
+    let mut bands: Vec<(Cut, Cut)> = places
+        .iter()
+        .map(|(from, to)| (if from == to { Cut::NONE } else { Cut::ALL }, Cut::NONE))
+        .collect();
+    let tasks: Vec<usize> = (0..places.len())
+        .filter(|task| {
+            let (from, to) = places[*task];
+            from < to && (from > 0 || to < n)
+        })
+        .collect();
+    if tasks.is_empty() {
+        return Ok(bands);
+    }
+    // The first element kept, and the first one above, where there is one.
+    let ends = |task: usize| {
+        let (from, to) = places[task];
+        [Some(from).filter(|from| *from > 0), Some(to).filter(|to| *to < n)]
+    };
+    magnitude_streams(group, &tasks, |streams| {
+        let ranks: Vec<Vec<u64>> = tasks.iter().map(|task| ends(*task).into_iter().flatten().collect()).collect();
+        for (stream, (task, found)) in tasks.iter().zip(streams.select(&ranks)?).enumerate() {
+            let mut found = found.iter();
+            let mut cut = |rank: Option<u64>, without: Cut| match rank.and_then(|rank| Some((rank, found.next()?))) {
+                Some((rank, statistic)) => streams.cut_dropping(stream, statistic, rank),
+                None => Ok(without),
+            };
+            let [from, to] = ends(*task);
+            bands[*task] = (cut(from, Cut::ALL)?, cut(to, Cut::NONE)?);
+        }
+        Ok(())
+    })?;
+    Ok(bands)
+}
+
+/// The places in ascending order that the *outliers* sparsifier keeps.
+fn middle(density: f64, gamma: f64, n: u64) -> (u64, u64) {
+    if density >= 1.0 {
+        return (0, n);
+    }
+    let count = |share: f64| (share.max(0.0) * n as f64) as u64;
+    let target = count(density).min(n);
+    let from = n.saturating_sub(target).saturating_sub(count(gamma));
+    (from, from + target)
+}
+
+/// `out` = `delta` where its key passes the first cut and not the second, else +0.
+fn retain_between((low, high): (Cut, Cut), start: usize, delta: &[f32], out: &mut [f32]) {
+    let len = delta.len();
+    let mut ends = [low.change_within(start, len).unwrap_or(len), high.change_within(start, len).unwrap_or(len), len];
+    ends.sort_unstable();
+    let mut from = 0;
+    for to in ends {
+        if from < to {
+            let at = start + from;
+            sparse::retain_band(&mut out[from..to], &delta[from..to], low.key_at(at), high.key_at(at));
+            from = to;
+        }
+    }
+}
+
+
+/// Drops what a mask says and divides the rest by the probability of being kept: d̂ = d · mask / `keep_probability`
+/// (DARE, Yu et al. 2024). Every `delta` becomes +0 where the mask is 0.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn drop_and_rescale(delta: &mut [f32], mask: &[f32], keep_probability: f32) {
+    assert_eq!(delta.len(), mask.len(), "one mask element a task vector element");
+    for (d, keep) in delta.iter_mut().zip(mask) {
+        *d = if *keep == 0.0 { 0.0 } else { *d };
+    }
+    if keep_probability > 0.0 {
+        elementwise::scale(delta, 1.0 / keep_probability);
+    }
+}
+
+/// Random masks, drawn again whenever they are needed, unless a first pass has recorded them.
+struct Masks {
+    streams: Vec<mask::Stream>,
+    densities: Vec<f64>,
+    /// The rise of the keep probability, if it rises with the rank.
+    rising: Option<Vec<Rising>>,
+    /// Whether the masks hold inverse probabilities instead of ones.
+    inverse: bool,
+    grain: Grain,
+    /// How long the vectors are that are ranked, and how far apart their elements.
+    ranked: (usize, usize),
+    /// The masks of the first chunks as bits: block by block, task by task.
+    recorded: Vec<Vec<u8>>,
+}
+
+/// Recorded masks may take this many bytes; what is beyond is drawn twice.
+const RECORDED: usize = 64 << 20;
+
+impl Masks {
+    fn new(group: &TensorGroup<'_>, densities: &[f64], epsilons: Option<&[f64]>, rescale: Rescale) -> Self {
+        let streams = (0..densities.len()).map(|task| mask::Stream::new(group.seed, group.name, task as u32)).collect();
+        // Ranks run along the last dimension of a matrix, along the second one of anything larger.
+        let ranked = match group.shape {
+            [] => (1, 1),
+            [n] => (*n, 1),
+            [_, rows, rest @ ..] => (*rows, rest.iter().product()),
+        };
+        let rising = epsilons.map(|epsilons| {
+            densities.iter().zip(epsilons).map(|(density, epsilon)| Rising::new(*density, *epsilon, ranked.0)).collect()
+        });
+        Self {
+            streams,
+            densities: densities.to_vec(),
+            grain: if epsilons.is_some() { Grain::Items } else { Grain::Elements },
+            inverse: epsilons.is_some() && rescale == Rescale::Density,
+            rising,
+            ranked,
+            recorded: Vec::new(),
+        }
+    }
+
+    /// How many chunks, from the first on, may be recorded.
+    fn recorded_chunks(&self, group: &TensorGroup<'_>) -> usize {
+        let bits = group.chunk_len(self.grain) * self.streams.len();
+        RECORDED / (bits.div_ceil(8)).max(1)
+    }
+
+    /// Fills `mask` with what multiplies the elements of `delta`: 0 for those that are dropped.
+    fn draw(&self, group: &TensorGroup<'_>, block: &Block<'_>, task: usize, delta: &[f32], mask: &mut [f32]) {
+        let (density, start) = (self.densities[task], block.start as u64);
+        let Some(rising) = &self.rising else {
+            self.streams[task].keep_mask(start, density as f32, mask);
+            return;
+        };
+        if density >= 1.0 {
+            mask.fill(1.0);
+            return;
+        }
+        self.streams[task].uniform(start, mask);
+        let (len, stride) = self.ranked;
+        let item = group.item_len().max(1);
+        with_ranks(|ranks| {
+            for (delta, mask) in delta.chunks(item).zip(mask.chunks_mut(item)) {
+                let mut rank = |delta: &[f32], mask: &mut [f32]| {
+                    if self.inverse {
+                        ranks.apply_inverse(delta, rising[task], mask);
+                    } else {
+                        ranks.apply(delta, rising[task], mask);
+                    }
+                };
+                if stride == 1 {
+                    rank(delta, mask);
+                    continue;
+                }
+                for offset in 0..stride {
+                    let places = || (0..len).map(|i| i * stride + offset);
+                    let gathered: Vec<f32> = places().map(|i| delta[i]).collect();
+                    let mut numbers: Vec<f32> = places().map(|i| mask[i]).collect();
+                    rank(&gathered, &mut numbers);
+                    places().zip(numbers).for_each(|(i, number)| mask[i] = number);
+                }
+            }
+        });
+    }
+
+    fn apply(&self, group: &TensorGroup<'_>, block: &Block<'_>, task: usize, delta: &[f32], out: &mut [f32]) {
+        let recorded = self.recorded.get(block.chunk).filter(|bits| !bits.is_empty());
+        with_mask(block.len(), |mask| {
+            match recorded {
+                Some(bits) => {
+                    let within = block.start - block.chunk * group.chunk_len(self.grain);
+                    let full = group.block_len(self.grain);
+                    let skipped = within / full * full.div_ceil(8) * self.streams.len();
+                    let size = block.len().div_ceil(8);
+                    let at = skipped + task * size;
+                    convert::unpack_bits(&bits[at..at + size], mask);
+                }
+                None => self.draw(group, block, task, delta, mask),
+            }
+            sparse::retain_scaled(out, delta, mask);
+        });
+    }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<Vec<f32>>> = Cell::default();
+    static MASK: Cell<Vec<f32>> = Cell::default();
+    static RANKS: Cell<Option<Box<RankMask>>> = Cell::default();
+}
+
+/// `count` buffers of `len` numbers, for one use at a time on a thread.
+pub(crate) fn with_scratch(count: usize, len: usize, work: impl FnOnce(&mut [&mut [f32]])) {
+    let mut scratch = SCRATCH.take();
+    scratch.resize_with(count.max(scratch.len()), Vec::new);
+    for buffer in &mut scratch[..count] {
+        buffer.resize(len.max(buffer.len()), 0.0);
+    }
+    work(&mut scratch[..count].iter_mut().map(|buffer| &mut buffer[..len]).collect::<Vec<_>>());
+    SCRATCH.set(scratch);
+}
+
+fn with_mask(len: usize, work: impl FnOnce(&mut [f32])) {
+    let mut mask = MASK.take();
+    mask.resize(len.max(mask.len()), 0.0);
+    work(&mut mask[..len]);
+    MASK.set(mask);
+}
+
+fn with_ranks(work: impl FnOnce(&mut RankMask)) {
+    let mut ranks = RANKS.take().unwrap_or_default();
+    work(&mut ranks);
+    RANKS.set(Some(ranks));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use merganser_kernels::keys::magnitude_key;
+    use proptest::prelude::*;
+
+    #[test]
+    fn counts_truncate_as_in_the_reference() {
+        assert_eq!(largest_count(0.29, 100), 28);
+        assert_eq!((largest_count(0.001, 100), largest_count(0.0, 100), largest_count(2.0, 100)), (1, 0, 100));
+        assert_eq!(largest_count(0.5, 0), 0);
+        assert_eq!(middle(0.5, 0.1, 10), (4, 9));
+        assert_eq!(middle(0.95, 0.2, 10), (0, 9));
+        assert_eq!((middle(0.0, 0.1, 10), middle(1.0, 0.1, 10)), ((9, 9), (0, 10)));
+    }
+
+    #[test]
+    fn dropping_leaves_no_trace_of_infinity() {
+        let mut delta = [1.0, f32::INFINITY, -2.0];
+        drop_and_rescale(&mut delta, &[1.0, 0.0, 1.0], 0.5);
+        assert_eq!(delta, [2.0, 0.0, -4.0]);
+        drop_and_rescale(&mut delta, &[1.0, 1.0, 0.0], 0.0);
+        assert_eq!(delta, [2.0, 0.0, 0.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn bands_are_what_their_cuts_say(
+            delta in prop::collection::vec((-4i32..4).prop_map(|x| x as f32), 1..60),
+            start in 0usize..50, low in (0usize..120, 0i32..4), high in (0usize..120, 2i32..6), kind in 0usize..4,
+        ) {
+            let key = |x: i32| magnitude_key(x as f32);
+            let low = Cut { boundary: low.0, before: key(low.1), after: key(low.1) + (kind % 2) as u32 };
+            let high = Cut { boundary: high.0, before: key(high.1) + (kind / 2) as u32, after: key(high.1) };
+            let mut out = vec![9.0; delta.len()];
+            retain_between((low, high), start, &delta, &mut out);
+            for (j, (&x, &got)) in delta.iter().zip(&out).enumerate() {
+                let key = magnitude_key(x);
+                let kept = key >= low.key_at(start + j) && key < high.key_at(start + j);
+                prop_assert_eq!(got, if kept { x } else { 0.0 });
+            }
+        }
+    }
+}
