@@ -45,7 +45,7 @@ fn bench(c: &mut Criterion, name: &str, elements: usize, bytes: usize, mut work:
         .sample_size(20);
     for level in simd::available() {
         group.bench_function(level.name(), |b| {
-            simd::with_level(level, || b.iter(&mut work))
+            simd::with_level(level, || b.iter(&mut work));
         });
     }
     group.finish();

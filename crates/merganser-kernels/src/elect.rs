@@ -342,19 +342,17 @@ pub fn disjoint_merge(
     options: &MergeOptions,
 ) {
     use Aggregate::{Max, Mean, Sum};
-    use Election::Count;
+    use Election::{Count, Sum as Total};
     assert_eq!(base.len(), out.len(), "disjoint_merge: lengths differ");
     let tasks = &Tasks::new(out.len(), deltas, cuts, factors, weights);
     let (least, lambda) = (options.least_plus(), options.lambda);
     match (cuts.is_some(), options.election, options.aggregate) {
-        (false, Election::Sum, Mean) => {
-            merge::<false, false, MEAN>(out, base, tasks, least, lambda)
-        }
-        (false, Election::Sum, Sum) => merge::<false, false, SUM>(out, base, tasks, least, lambda),
-        (false, Election::Sum, Max) => merge::<false, false, MAX>(out, base, tasks, least, lambda),
-        (true, Election::Sum, Mean) => merge::<true, false, MEAN>(out, base, tasks, least, lambda),
-        (true, Election::Sum, Sum) => merge::<true, false, SUM>(out, base, tasks, least, lambda),
-        (true, Election::Sum, Max) => merge::<true, false, MAX>(out, base, tasks, least, lambda),
+        (false, Total, Mean) => merge::<false, false, MEAN>(out, base, tasks, least, lambda),
+        (false, Total, Sum) => merge::<false, false, SUM>(out, base, tasks, least, lambda),
+        (false, Total, Max) => merge::<false, false, MAX>(out, base, tasks, least, lambda),
+        (true, Total, Mean) => merge::<true, false, MEAN>(out, base, tasks, least, lambda),
+        (true, Total, Sum) => merge::<true, false, SUM>(out, base, tasks, least, lambda),
+        (true, Total, Max) => merge::<true, false, MAX>(out, base, tasks, least, lambda),
         (false, Count, Mean) => merge::<false, true, MEAN>(out, base, tasks, least, lambda),
         (false, Count, Sum) => merge::<false, true, SUM>(out, base, tasks, least, lambda),
         (false, Count, Max) => merge::<false, true, MAX>(out, base, tasks, least, lambda),
