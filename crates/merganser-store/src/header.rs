@@ -11,7 +11,7 @@
 //! found and what was expected. The tests hold it against the `safetensors` crate.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -71,6 +71,9 @@ pub enum HeaderError {
         /// Bytes of the whole file.
         file: u64,
     },
+    /// Not the file but a stand-in for it.
+    #[error("it is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")]
+    LfsPointer,
     /// The header is longer than any real one.
     #[error("the header claims {0} bytes; at most {MAX_HEADER_LEN} are accepted")]
     TooLong(u64),
@@ -147,7 +150,9 @@ pub enum HeaderError {
 /// Bytes of JSON after the prefix, from the first 8 bytes of a file of `file_len` bytes.
 pub fn json_len(prefix: [u8; PREFIX_LEN], file_len: u64) -> Result<usize, HeaderError> {
     let len = u64::from_le_bytes(prefix);
-    if len > file_len.saturating_sub(PREFIX_LEN as u64) {
+    if &prefix == b"version " {
+        Err(HeaderError::LfsPointer)
+    } else if len > file_len.saturating_sub(PREFIX_LEN as u64) {
         Err(HeaderError::LongerThanFile {
             header: len,
             file: file_len,
@@ -408,7 +413,12 @@ pub fn compose(
 ) -> Result<Layout, HeaderError> {
     let mut json = String::from("{");
     if !metadata.is_empty() {
-        json += &format!("{}:{}", quote(METADATA_KEY), serde_json::json!(metadata));
+        let _ = write!(
+            json,
+            "{}:{}",
+            quote(METADATA_KEY),
+            serde_json::json!(metadata)
+        );
     }
     let mut seen = HashSet::new();
     let mut offsets = Vec::with_capacity(tensors.len());
@@ -439,7 +449,8 @@ pub fn compose(
         if json.len() > 1 {
             json.push(',');
         }
-        json += &format!(
+        let _ = write!(
+            json,
             "{}:{{\"dtype\":\"{dtype}\",\"shape\":{},\"data_offsets\":[{begin},{end}]}}",
             quote(name),
             serde_json::json!(shape),
@@ -539,6 +550,10 @@ mod tests {
     #[test]
     fn lengths_are_checked_before_memory_is_taken() {
         assert_eq!(parse(b"abc", 3), Err(HeaderError::NoPrefix(3)));
+        assert_eq!(
+            parse(b"version https://git-lfs", 100),
+            Err(HeaderError::LfsPointer)
+        );
         let huge = u64::MAX.to_le_bytes();
         assert_eq!(
             parse(&huge, 8),

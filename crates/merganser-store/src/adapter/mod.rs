@@ -327,3 +327,6 @@ fn low_rank(
         transposed,
     })
 }
+
+#[cfg(test)]
+mod tests;

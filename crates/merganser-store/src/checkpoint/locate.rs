@@ -4,6 +4,7 @@
 //! where the choice would be a guess is refused with the list of what it holds.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::index::{IndexError, MAX_INDEX_LEN, parse_index};
@@ -230,7 +231,7 @@ pub(crate) fn quoted<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Strin
         .join(", ");
     let more = names.count();
     if more > 0 {
-        text += &format!(" and {more} more");
+        let _ = write!(text, " and {more} more");
     }
     text
 }

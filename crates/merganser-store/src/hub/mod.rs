@@ -196,3 +196,6 @@ fn is_id(reference: &str) -> bool {
 fn is_revision(revision: &str) -> bool {
     crate::checkpoint::stays_inside(revision) && revision.len() <= 255
 }
+
+#[cfg(test)]
+mod tests;

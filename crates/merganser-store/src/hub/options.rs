@@ -63,13 +63,9 @@ impl HubOptions {
             })
         };
         let home = path("HOME").unwrap_or_else(|| PathBuf::from("."));
-        let hf_home = path("HF_HOME")
-            .map(|path| expand(path, &home))
-            .unwrap_or_else(|| {
-                path("XDG_CACHE_HOME")
-                    .unwrap_or_else(|| home.join(".cache"))
-                    .join("huggingface")
-            });
+        let xdg = || path("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache"));
+        let hf_home =
+            path("HF_HOME").map_or_else(|| xdg().join("huggingface"), |path| expand(path, &home));
         let token_path = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
         let saved_token = || {
             let token = std::fs::read_to_string(token_path).ok()?;
