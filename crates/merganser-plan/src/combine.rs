@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use merganser_methods::{BasePolicy, Encoding, Method};
+use merganser_methods::{BasePolicy, Encoding, Kind, Method, Settings, Value};
 use merganser_recipe::{Diagnostic, Document, FloatType, ModelRef, Recipe, Severity, Span, TokenizerSource};
 use merganser_store::Dtype;
 
 use crate::config::Config;
 use crate::layout::{self, Layout, Missing, Row, SliceScope};
-use crate::model::{Found, Model};
+use crate::model::{Found, Inputs, Model};
 use crate::{digest, resolve, roles, shards, Action, InputRef, Options, Output, Plan};
 
 /// How many tensors an error about tensors names.
@@ -17,20 +17,21 @@ const NAMED: usize = 5;
 pub(crate) fn plan(
     recipe: &Recipe,
     document: usize,
-    models: Vec<Model>,
-    index: &dyn Fn(&ModelRef) -> usize,
+    inputs: Inputs,
     options: &Options,
 ) -> Result<Plan, Vec<Diagnostic>> {
+    let index: &dyn Fn(&ModelRef) -> usize = &|reference| inputs.index(reference);
+    let models = &inputs.models;
     let document = &recipe.documents[document];
     let (method, mut found) = resolve::check(document, options.lenient);
     found.extend(unsupported(document));
     let Some(method) = method else { return Err(found) };
     stop_on_errors(&mut found)?;
     if !options.allow_crimes && !options.state_dict {
-        same_architecture(document, &models, index)?;
+        same_architecture(document, models, index)?;
     }
-    let layout = layout::layout(document, &models, index, options.state_dict)?;
-    let mut planner = Planner { document, models: &models, method, options, notes: BTreeSet::new(), errors: Vec::new() };
+    let layout = layout::layout(document, models, index, options.state_dict)?;
+    let mut planner = Planner { document, inputs: &inputs, models, method, options, notes: BTreeSet::new(), errors: Vec::new() };
     planner.check_slices(&layout);
     stop_on_errors(&mut planner.errors)?;
     let mut outputs = planner.outputs(&layout);
@@ -46,13 +47,13 @@ pub(crate) fn plan(
         None => None,
     };
     let notes = planner.notes.into_iter().collect();
-    let seed = document.seed.as_ref().map_or(options.seed, |seed| seed.value);
-    let digest = digest::of(method, &models, &outputs, config.as_deref(), seed, options.shard_size);
+    let seed = options.seed.or(document.seed.as_ref().map(|seed| seed.value)).unwrap_or(0);
+    let digest = digest::of(method, models, &outputs, config.as_deref(), seed, options.shard_size);
     let metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
         ("merganser_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("merganser_plan".to_owned(), digest.clone()),
-        ("merganser_inputs".to_owned(), digest::inputs(&models)),
+        ("merganser_inputs".to_owned(), digest::inputs(models)),
         ("merganser_recipe".to_owned(), digest::text(&recipe.source.text)),
         ("merganser_seed".to_owned(), seed.to_string()),
     ]);
@@ -69,7 +70,7 @@ pub(crate) fn plan(
         notes,
         warnings: found,
         digest,
-        models,
+        models: inputs.models,
     })
 }
 
@@ -138,6 +139,7 @@ fn same_architecture(
 
 struct Planner<'p> {
     document: &'p Document,
+    inputs: &'p Inputs,
     models: &'p [Model],
     method: &'static dyn Method,
     options: &'p Options,
@@ -384,7 +386,26 @@ impl Planner<'_> {
             return Ok(Some(self.copy_or_cast(new, inputs, stored)));
         }
         let encoding = Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
+        let mut inputs = inputs;
+        for (i, input) in inputs.iter_mut().enumerate() {
+            input.companion = self.companion(&settings, i, &input.tensor, &shape)?;
+        }
         Ok(Some(new(stored, Action::Merge { inputs, base, settings, encoding })))
+    }
+
+    /// The model of companion tensors that the parameters of input `i` name.
+    fn companion(&self, settings: &Settings, i: usize, tensor: &str, shape: &[usize]) -> Result<Option<usize>, Fault> {
+        let files = self.method.info().parameters.iter().filter(|parameter| parameter.kind == Kind::File);
+        for parameter in files {
+            let Some(Value::Text(path)) = settings.inputs[i].get(parameter.name) else { continue };
+            let Some(model) = self.inputs.companion(path) else { continue };
+            return match self.models[model].describe(tensor) {
+                Some((_, found)) if found == shape => Ok(Some(model)),
+                Some((_, found)) => Err(Fault::Shape(format!("{tensor}: {path} has {found:?}, the model {shape:?}"))),
+                None => Err(Fault::Shape(format!("{tensor}: {path} lacks it"))),
+            };
+        }
+        Ok(None)
     }
 
     /// A byte copy if the type stays and no adapter is in the way, else a conversion.

@@ -16,7 +16,7 @@ pub struct Config {
 }
 
 /// Keys under which the families keep their number of layers.
-pub const LAYER_COUNT_KEYS: &[&str] =
+const LAYER_COUNT_KEYS: &[&str] =
     &["num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers"];
 
 /// Lists with one entry a layer.

@@ -18,14 +18,14 @@ mod shards;
 use std::collections::BTreeMap;
 
 use merganser_methods::{Encoding, Grain, Method, Settings};
-use merganser_recipe::{Diagnostic, ModelRef, Recipe};
+use merganser_recipe::{Diagnostic, Recipe};
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 use merganser_store::Dtype;
 
 pub use combine::kernel_float;
 pub use config::{Config, ConfigError};
 pub use layout::Missing;
-pub use model::{Found, Model, Tokenizer};
+pub use model::{Found, Inputs, Model, Tokenizer};
 pub use parts::Part;
 pub use roles::Role;
 
@@ -48,8 +48,8 @@ pub struct Options {
     pub state_dict: bool,
     /// For state dicts: what to do with tensors that some input lacks.
     pub missing: Missing,
-    /// Key of the random masks; the recipe's `seed` wins.
-    pub seed: u64,
+    /// Key of the random masks, instead of the recipe's `seed` (or 0).
+    pub seed: Option<u64>,
 }
 
 impl Default for Options {
@@ -63,7 +63,7 @@ impl Default for Options {
             shard_size: 5_000_000_000,
             state_dict: false,
             missing: Missing::Error,
-            seed: 0,
+            seed: None,
         }
     }
 }
@@ -184,18 +184,17 @@ pub struct Shard {
 }
 
 impl Plan {
-    /// Makes the plan of document number `document`. `models` are the opened inputs and `index` finds the one a reference means.
+    /// Makes the plan of document number `document` from its opened inputs.
     ///
     /// # Errors
     /// Everything that is wrong with the recipe or does not fit the models, as far as it can be told at once.
     pub fn new(
         recipe: &Recipe,
         document: usize,
-        models: Vec<Model>,
-        index: &dyn Fn(&ModelRef) -> usize,
+        inputs: Inputs,
         options: &Options,
     ) -> Result<Self, Vec<Diagnostic>> {
-        combine::plan(recipe, document, models, index, options)
+        combine::plan(recipe, document, inputs, options)
     }
 
     /// Sum of the bytes of all output tensors.

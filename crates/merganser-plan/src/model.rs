@@ -1,7 +1,9 @@
 //! An opened input model: a checkpoint, perhaps with an adapter on top, and what its config says.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use merganser_recipe::ModelRef;
 use merganser_store::adapter::{Adapter, Delta};
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 use merganser_store::Dtype;
@@ -36,6 +38,47 @@ pub struct Tokenizer {
     pub ids: usize,
     /// Hash of the vocabulary.
     pub digest: String,
+}
+
+/// The opened models of a document, and which reference of the recipe means which.
+#[derive(Clone, Default)]
+pub struct Inputs {
+    /// The models.
+    pub models: Vec<Model>,
+    references: HashMap<ModelRef, usize>,
+    companions: BTreeMap<String, usize>,
+}
+
+impl Inputs {
+    /// Adds the model that `reference` means.
+    pub fn add(&mut self, reference: ModelRef, model: Model) {
+        self.references.insert(reference, self.models.len());
+        self.models.push(model);
+    }
+
+    /// Adds a file of companion tensors that a parameter of the recipe names.
+    pub fn add_companion(&mut self, path: &str, model: Model) {
+        self.companions.insert(path.to_owned(), self.models.len());
+        self.models.push(model);
+    }
+
+    /// Whether the reference is there already.
+    pub fn contains(&self, reference: &ModelRef) -> bool {
+        self.references.contains_key(reference)
+    }
+
+    /// Index of the model a reference means.
+    ///
+    /// # Panics
+    /// If it was not added: every reference of a document must be opened before it is planned.
+    pub fn index(&self, reference: &ModelRef) -> usize {
+        *self.references.get(reference).expect("every model of the recipe is opened before planning")
+    }
+
+    /// Index of the model of companion tensors at `path`.
+    pub fn companion(&self, path: &str) -> Option<usize> {
+        self.companions.get(path).copied()
+    }
 }
 
 /// How a wanted tensor was found in a model.
@@ -168,6 +211,34 @@ impl Model {
     /// What the adapter does to a tensor, in order.
     pub fn deltas(&self, name: &str) -> &[Delta] {
         self.adapter.as_ref().and_then(|adapter| adapter.modules().get(name)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Checks that every change of the adapter finds its tensor, of the right shape.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check_adapter(&self) -> Result<(), String> {
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        for (name, deltas) in adapter.modules() {
+            for delta in deltas.iter().filter(|delta| !matches!(delta, Delta::Replace(_))) {
+                let wanted = delta.shape();
+                match self.describe(name) {
+                    Some((_, shape)) if shape == wanted => {}
+                    Some((_, shape)) => {
+                        return Err(format!(
+                            "the adapter changes '{name}' as a tensor of shape {wanted:?}, but the model's has {shape:?}: \
+                             it was trained on another model"
+                        ));
+                    }
+                    None => {
+                        return Err(format!(
+                            "the adapter changes '{name}', which the model does not have: it was trained on another model"
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn replacement(&self, name: &str) -> Option<&TensorInfo> {

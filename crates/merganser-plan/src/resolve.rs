@@ -152,7 +152,7 @@ fn convert(parameter: &Parameter, value: &merganser_recipe::Value) -> Result<Val
                 })
             }
         }
-        Kind::Text => Ok(Value::Text(value.as_str().ok_or("expected a text")?.to_owned())),
+        Kind::Text | Kind::File => Ok(Value::Text(value.as_str().ok_or("expected a text")?.to_owned())),
     }
 }
 

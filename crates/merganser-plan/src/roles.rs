@@ -58,22 +58,22 @@ fn number(word: &str) -> Option<usize> {
 }
 
 /// The name of the same tensor in layer `index`.
-pub fn layer_name(stack: &str, index: usize, suffix: &str) -> String {
+pub(crate) fn layer_name(stack: &str, index: usize, suffix: &str) -> String {
     format!("{stack}.{index}.{suffix}")
 }
 
 /// Whether the rows (first dimension) of a tensor are the vocabulary.
-pub fn is_vocabulary(name: &str) -> bool {
+pub(crate) fn is_vocabulary(name: &str) -> bool {
     is_output_head(name) || is_input_embedding(name)
 }
 
 /// Whether a tensor maps hidden states to the vocabulary.
-pub fn is_output_head(name: &str) -> bool {
+pub(crate) fn is_output_head(name: &str) -> bool {
     ends(name, &["lm_head.weight", "lm_head.bias", "embed_out.weight", "output_layer.weight", "predictions.decoder.weight"])
 }
 
 /// Whether a tensor is the input embedding of tokens.
-pub fn is_input_embedding(name: &str) -> bool {
+pub(crate) fn is_input_embedding(name: &str) -> bool {
     ends(
         name,
         &["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight", "shared.weight"],
@@ -81,7 +81,7 @@ pub fn is_input_embedding(name: &str) -> bool {
 }
 
 /// Buffers that a loader rebuilds, so that a model may lack them.
-pub fn is_rebuilt_buffer(name: &str) -> bool {
+pub(crate) fn is_rebuilt_buffer(name: &str) -> bool {
     ends(name, &["rotary_emb.inv_freq", "position_ids", "masked_bias"]) || name.ends_with(".attn.bias") || name.ends_with(".attention.bias")
 }
 

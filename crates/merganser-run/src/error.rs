@@ -1,6 +1,6 @@
 //! What can go wrong between a plan and its files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use merganser_store::Dtype;
 
@@ -17,6 +17,16 @@ pub enum RunError {
     /// A tensor could not be read.
     #[error(transparent)]
     Read(Box<dyn std::error::Error + Send + Sync>),
+    /// A small file could not be read or written.
+    #[error("cannot {doing} '{}': {cause}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        cause: std::io::Error,
+    },
     /// A plan names a tensor that the model does not have.
     #[error("tensor '{tensor}' is no longer in {model}: the model changed while it was merged")]
     Vanished {
@@ -76,15 +86,33 @@ pub enum RunError {
         /// Their numbers.
         list: String,
     },
+    /// A staged file was changed by something else.
+    #[error("'{}' has {found} bytes instead of {expected}: it was changed after its part was finished; run that part again", path.display())]
+    WrongSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        found: u64,
+        /// What it should be.
+        expected: u64,
+    },
     /// There is nothing to seal.
-    #[error("{0} holds no parts of a merge: run `merganser merge … --part i/N` first")]
+    #[error("'{}' holds no parts of a merge: run `merganser merge … --part i/N` first", .0.display())]
     NothingToSeal(PathBuf),
     /// The parts belong to another recipe.
-    #[error("the parts in {out} were made for another recipe, other inputs or other options; remove {staging} to start anew")]
+    #[error("the parts in '{}' were made for another recipe, other inputs or other options; remove '{}' to start anew", out.display(), staging.display())]
     OtherPlan {
         /// The output folder.
         out: PathBuf,
         /// Its staging folder.
         staging: PathBuf,
     },
+}
+
+impl RunError {
+    /// Says what was tried with which file.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::Io { doing, path, cause }
+    }
 }

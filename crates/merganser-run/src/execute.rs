@@ -29,8 +29,6 @@ pub struct Merge<'a> {
     pub overwrite: bool,
     /// Let NaN and infinity pass.
     pub allow_nonfinite: bool,
-    /// Wait until the files are on disk before they are moved into place.
-    pub sync: bool,
     /// Only part `i` of `n`, counted from 1.
     pub part: Option<(usize, usize)>,
     /// Bytes of working memory that may be used.
@@ -59,8 +57,11 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
         }
     };
     let (journal, finished) = Journal::open(staging.dir(), &name, &plan.digest)?;
+    if job.part.is_none() {
+        staging.keep_only(&plan.shards.iter().map(|shard| shard.file.clone()).collect())?;
+    }
     let mut work = Work { job, journal, files: Vec::new(), observer, survey: Survey::default() };
-    let mut pending = work.open_files(staging.dir(), &shards, &finished)?;
+    let mut pending = work.open_files(staging.files(), &shards, &finished)?;
     let bytes = pending.iter().map(|i| work.cost(&plan.outputs[*i])).sum();
     observer.event(Event::Started { tensors: pending.len(), bytes, reused: shards_outputs(plan, &shards) - pending.len() });
     work.survey = survey::take(job, &staging, observer)?;
@@ -68,14 +69,12 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     pending.sort_unstable();
     work.run(&pending)?;
     observer.event(Event::Publishing);
-    if job.sync {
-        work.files.iter().flatten().try_for_each(ShardFile::sync)?;
-        work.journal.sync()?;
-    }
+    work.files.iter().flatten().try_for_each(ShardFile::sync)?;
+    work.journal.sync()?;
     drop(work);
     match job.part {
         None => seal::publish(plan, job.provenance, staging),
-        Some(part) => seal::mark(plan, &staging, part),
+        Some(part) => seal::mark(plan, job.provenance, &staging, part),
     }
 }
 

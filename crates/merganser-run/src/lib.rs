@@ -7,6 +7,7 @@
 mod error;
 mod execute;
 mod observe;
+mod open;
 mod provenance;
 mod seal;
 mod sources;
@@ -15,5 +16,6 @@ mod survey;
 pub use error::RunError;
 pub use execute::{merge, Merge};
 pub use observe::{Event, Observer, Quiet};
+pub use open::Opener;
 pub use provenance::{card, Provenance};
 pub use seal::seal;

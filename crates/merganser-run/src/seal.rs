@@ -1,5 +1,6 @@
 //! The last step: the files beside the weights, and everything into place.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use merganser_plan::Plan;
@@ -8,47 +9,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::{provenance, Provenance, RunError};
 
-/// The mark of a finished part.
+/// The mark of a finished part. It names everything that will be published, so that sealing needs neither the
+/// recipe nor the inputs.
 #[derive(Serialize, Deserialize)]
 struct Mark {
     plan: String,
     part: usize,
     parts: usize,
-    files: Vec<String>,
+    weights: BTreeMap<String, u64>,
+    names: BTreeSet<String>,
 }
 
 /// Records that a part is finished.
-pub(crate) fn mark(plan: &Plan, staging: &Staging, (part, parts): (usize, usize)) -> Result<(), RunError> {
-    let share = plan.parts(parts).swap_remove(part - 1);
-    let files = share.shards.iter().map(|shard| plan.shards[*shard].file.clone()).collect();
-    let mark = Mark { plan: plan.digest.clone(), part, parts, files };
+pub(crate) fn mark(plan: &Plan, provenance: &Provenance, staging: &Staging, (part, parts): (usize, usize)) -> Result<(), RunError> {
+    let mark = Mark {
+        plan: plan.digest.clone(),
+        part,
+        parts,
+        weights: plan.shards.iter().map(|shard| (shard.file.clone(), shard.size)).collect(),
+        names: stage(plan, provenance, staging)?,
+    };
     let text = serde_json::to_string_pretty(&mark).unwrap_or_default();
-    write(staging.dir(), &mark_name(part, parts), &text)
-}
-
-fn mark_name(part: usize, parts: usize) -> String {
-    format!("part-{part:05}-of-{parts:05}.done.json")
+    write(staging.dir(), &format!("part-{part:05}-of-{parts:05}.done.json"), text.as_bytes())
 }
 
 /// Puts the finished parts of a merge together: checks that all are there and publishes the model.
+/// Returns the names of the published files.
 ///
 /// # Errors
-/// If parts are missing or belong to another plan.
-pub fn seal(plan: &Plan, out: &Path, overwrite: bool, provenance: &Provenance) -> Result<(), RunError> {
+/// If parts are missing or belong to different plans.
+pub fn seal(out: &Path, overwrite: bool) -> Result<Vec<String>, RunError> {
+    if !out.join(merganser_store::publish::STAGING).is_dir() {
+        return Err(RunError::NothingToSeal(out.to_owned()));
+    }
     let staging = Staging::begin(out, overwrite)?;
     let marks = marks(staging.dir());
-    let Some(parts) = marks.iter().map(|mark| mark.parts).max() else {
+    let Some(first) = marks.first() else {
         return Err(RunError::NothingToSeal(out.to_owned()));
     };
-    if marks.iter().any(|mark| mark.plan != plan.digest || mark.parts != parts) {
+    if marks.iter().any(|mark| mark.plan != first.plan || mark.parts != first.parts) {
         return Err(RunError::OtherPlan { out: out.to_owned(), staging: staging.dir().to_owned() });
     }
+    let parts = first.parts;
     let missing: Vec<usize> = (1..=parts).filter(|part| !marks.iter().any(|mark| mark.part == *part)).collect();
     if !missing.is_empty() {
         let list = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         return Err(RunError::Unfinished { missing: missing.len(), parts, list });
     }
-    publish(plan, provenance, staging)
+    for (file, size) in &first.weights {
+        let path = staging.files().join(file);
+        let found = std::fs::metadata(&path).map_err(RunError::io("find", &path))?.len();
+        if found != *size {
+            return Err(RunError::WrongSize { path, found, expected: *size });
+        }
+    }
+    Ok(staging.publish(&first.plan, &first.names)?.files)
 }
 
 fn marks(dir: &Path) -> Vec<Mark> {
@@ -62,38 +77,45 @@ fn marks(dir: &Path) -> Vec<Mark> {
 
 /// Writes the small files and moves everything into place.
 pub(crate) fn publish(plan: &Plan, provenance: &Provenance, staging: Staging) -> Result<(), RunError> {
-    let dir = staging.dir().to_owned();
-    let mut files: Vec<String> = plan.shards.iter().map(|shard| shard.file.clone()).collect();
-    let mut put = |name: &str, text: &str| -> Result<(), RunError> {
-        files.push(name.to_owned());
-        write(&dir, name, text)
-    };
-    if let Some(index) = plan.index_json() {
-        put("model.safetensors.index.json", &index)?;
-    }
-    put("mergekit_config.yml", &provenance.recipe)?;
-    put("merganser.json", &provenance::record(plan, provenance)?)?;
-    if provenance.card && plan.template.is_some() {
-        put("README.md", &crate::card(plan, provenance))?;
-    }
-    if let Some(config) = &plan.config {
-        put("config.json", config)?;
-    }
-    if let Some(template) = plan.template {
-        for path in plan.models[template].checkpoint.sidecars() {
-            let Some(name) = path.file_name() else { continue };
-            let bytes = std::fs::read(&path).map_err(|cause| merganser_store::Error::io("read", &path, cause))?;
-            let to = dir.join(name);
-            std::fs::write(&to, bytes).map_err(|cause| merganser_store::Error::io("write", &to, cause))?;
-            files.push(name.to_string_lossy().into_owned());
-        }
-    }
-    staging.publish(&files)?;
+    let names = stage(plan, provenance, &staging)?;
+    staging.publish(&plan.digest, &names)?;
     Ok(())
 }
 
-fn write(dir: &Path, name: &str, text: &str) -> Result<(), RunError> {
+/// Writes the small files into the staging folder and names all files to be published.
+fn stage(plan: &Plan, provenance: &Provenance, staging: &Staging) -> Result<BTreeSet<String>, RunError> {
+    let dir = staging.files();
+    let mut names: BTreeSet<String> = plan.shards.iter().map(|shard| shard.file.clone()).collect();
+    let mut put = |name: &str, bytes: &[u8]| -> Result<(), RunError> {
+        names.insert(name.to_owned());
+        write(dir, name, bytes)
+    };
+    if let Some(template) = plan.template {
+        for path in plan.models[template].checkpoint.sidecars() {
+            if let Some(name) = path.file_name() {
+                let bytes = std::fs::read(&path).map_err(RunError::io("read", &path))?;
+                put(&name.to_string_lossy(), &bytes)?;
+            }
+        }
+    }
+    if let Some(index) = plan.index_json() {
+        put("model.safetensors.index.json", index.as_bytes())?;
+    }
+    put("mergekit_config.yml", provenance.recipe.as_bytes())?;
+    put("merganser.json", provenance::record(plan, provenance)?.as_bytes())?;
+    if provenance.card && plan.template.is_some() {
+        put("README.md", crate::card(plan, provenance).as_bytes())?;
+    }
+    if let Some(config) = &plan.config {
+        put("config.json", config.as_bytes())?;
+    }
+    Ok(names)
+}
+
+/// Writes a file whole: parts that write the same one at the same time do not disturb each other.
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RunError> {
+    let own = dir.join(format!(".{name}.{}", std::process::id()));
+    std::fs::write(&own, bytes).map_err(RunError::io("write", &own))?;
     let path = dir.join(name);
-    std::fs::write(&path, text).map_err(|cause| merganser_store::Error::io("write", &path, cause))?;
-    Ok(())
+    std::fs::rename(&own, &path).map_err(RunError::io("write", &path))
 }

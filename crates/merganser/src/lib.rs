@@ -1,1 +1,24 @@
-//! Merges fine-tuned neural networks without retraining: mergekit recipes, many times faster, in bounded memory
+//! Merges fine-tuned neural networks without retraining: mergekit recipes, many times faster, in bounded memory.
+//!
+//! This crate is the front door: it re-exports the rooms of the workspace and holds the `merganser` program, which has
+//! no logic of its own. The shortest way from a recipe to a merged model in Rust:
+//!
+//! ```no_run
+//! use merganser::{merge_recipe, MergeOptions, Quiet};
+//!
+//! let recipe = std::fs::read_to_string("recipe.yml")?;
+//! merge_recipe("recipe.yml".as_ref(), &recipe, "out".as_ref(), &MergeOptions::default(), &Quiet)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub use merganser_kernels as kernels;
+pub use merganser_methods as methods;
+pub use merganser_plan as plan;
+pub use merganser_recipe as recipe;
+pub use merganser_run as run;
+pub use merganser_store as store;
+
+mod workflow;
+
+pub use merganser_run::{seal, Event, Observer, Quiet};
+pub use workflow::{merge_recipe, plan_recipe, Failure, MergeOptions, Planned};

@@ -1,0 +1,235 @@
+//! From a recipe's text to plans and merged models: the steps every door (program, library, bindings) shares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use merganser_plan::{Missing, Options, Plan};
+use merganser_recipe::{Diagnostic, Diagnostics, ParseOptions, Recipe, SourceText};
+use merganser_run::{Merge, Observer, Opener, Provenance, RunError};
+use merganser_store::hub::HubOptions;
+
+/// How to merge, besides the recipe.
+#[derive(Debug, Clone)]
+pub struct MergeOptions {
+    /// What the planner may do.
+    pub plan: Options,
+    /// Treat the inputs as plain state dicts; `None` decides by whether they are single files.
+    pub state_dict: Option<bool>,
+    /// Replace a model that is already in the output folder.
+    pub overwrite: bool,
+    /// Let NaN and infinity pass.
+    pub allow_nonfinite: bool,
+    /// Only part `i` of `n`, counted from 1.
+    pub part: Option<(usize, usize)>,
+    /// Bytes of working memory.
+    pub memory: u64,
+    /// Write a model card.
+    pub card: bool,
+    /// Hash the content of every input file.
+    pub hash_inputs: bool,
+    /// Where the intermediate models of a recipe with several documents go; they are kept there.
+    pub intermediate: Option<PathBuf>,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        Self {
+            plan: Options::default(),
+            state_dict: None,
+            overwrite: false,
+            allow_nonfinite: false,
+            part: None,
+            memory: 2 << 30,
+            card: true,
+            hash_inputs: false,
+            intermediate: None,
+        }
+    }
+}
+
+/// Why a recipe was not merged.
+#[derive(Debug)]
+pub enum Failure {
+    /// The recipe is wrong or does not fit its models; nothing was written.
+    Recipe(Diagnostics),
+    /// The merge could not be carried out; the output folder is as it was.
+    Run(RunError),
+    /// The request cannot be met; nothing was written.
+    Usage(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Recipe(diagnostics) => f.write_str(diagnostics.render(false).trim_end()),
+            Self::Run(error) => error.fmt(f),
+            Self::Usage(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
+    }
+}
+
+/// The plan of one document and its name.
+pub struct Planned {
+    /// Name of the document, if it has one.
+    pub name: Option<String>,
+    /// Its plan.
+    pub plan: Plan,
+    /// The recipe's text, for messages.
+    pub source: SourceText,
+}
+
+/// A recipe read and put in order.
+struct Steps {
+    recipe: Recipe,
+    warnings: Vec<Diagnostic>,
+    order: Vec<usize>,
+    last: BTreeSet<usize>,
+}
+
+fn read(name: &Path, text: &str, options: &MergeOptions) -> Result<Steps, Failure> {
+    let parse = ParseOptions { lenient: options.plan.lenient };
+    let (recipe, warnings) = Recipe::parse(&name.display().to_string(), text, parse).map_err(Failure::Recipe)?;
+    let fail = |diagnostic| failure(&recipe.source, vec![diagnostic]);
+    let order = recipe.documents_in_order().map_err(fail)?;
+    let last = recipe.final_documents().map_err(fail)?.into_iter().collect();
+    Ok(Steps { order, last, warnings, recipe })
+}
+
+fn failure(source: &SourceText, list: Vec<Diagnostic>) -> Failure {
+    Failure::Recipe(Diagnostics { source: source.clone(), list })
+}
+
+fn opener(recipe: &Path) -> Opener {
+    let parent = recipe.parent().filter(|dir| !dir.as_os_str().is_empty());
+    Opener { recipe_dir: parent.map(Path::to_owned), hub: HubOptions::from_env(), named: BTreeMap::new() }
+}
+
+fn plan_document(steps: &Steps, document: usize, opener: &Opener, options: &MergeOptions) -> Result<Plan, Failure> {
+    let fail = |list| failure(&steps.recipe.source, list);
+    let mut settings = options.plan.clone();
+    let spoken_of = &steps.recipe.documents[document];
+    settings.state_dict = options.state_dict.unwrap_or_else(|| opener.is_state_dicts(spoken_of));
+    if !settings.state_dict && settings.missing != Missing::Error {
+        return Err(Failure::Usage(
+            "--tensor-intersection and --tensor-union are for plain state dicts; for models use --allow-missing".into(),
+        ));
+    }
+    let inputs = opener.open(spoken_of).map_err(fail)?;
+    let mut plan = Plan::new(&steps.recipe, document, inputs, &settings).map_err(fail)?;
+    plan.warnings.splice(0..0, steps.warnings.iter().cloned());
+    Ok(plan)
+}
+
+/// Plans a recipe without writing anything. Documents that build on other documents of the recipe are left out: their
+/// inputs do not exist yet.
+///
+/// # Errors
+/// Everything that is wrong with the recipe or its models.
+pub fn plan_recipe(path: &Path, text: &str, options: &MergeOptions) -> Result<Vec<Planned>, Failure> {
+    let steps = read(path, text, options)?;
+    let opener = opener(path);
+    let mut planned = Vec::new();
+    for document in steps.order.iter().copied().filter(|document| !builds_on_others(&steps, *document)) {
+        let name = steps.recipe.documents[document].name.as_ref().map(|name| name.value.clone());
+        let plan = plan_document(&steps, document, &opener, options)?;
+        planned.push(Planned { name, plan, source: steps.recipe.source.clone() });
+    }
+    Ok(planned)
+}
+
+fn builds_on_others(steps: &Steps, document: usize) -> bool {
+    steps.recipe.documents[document].model_refs().any(|reference| steps.recipe.document_for(reference).is_some())
+}
+
+/// Merges a recipe into `out`, on the current rayon pool. With several documents, the last one goes to `out` itself
+/// (or each final one to a folder of its name in it) and the others to the intermediate folder.
+///
+/// Returns the plans that were carried out, the final one last.
+///
+/// # Errors
+/// See [`Failure`]; `out` is then as it was before.
+pub fn merge_recipe(
+    path: &Path,
+    text: &str,
+    out: &Path,
+    options: &MergeOptions,
+    observer: &dyn Observer,
+) -> Result<Vec<Planned>, Failure> {
+    let steps = read(path, text, options)?;
+    let mut opener = opener(path);
+    let several = steps.order.len() > 1;
+    if several && options.part.is_some() {
+        return Err(Failure::Usage(
+            "a recipe with several documents cannot be merged in parts: put each document in a file of its own".into(),
+        ));
+    }
+    let intermediate = options.intermediate.clone().unwrap_or_else(|| beside(out));
+    let mut done = Vec::new();
+    for document in steps.order.iter().copied() {
+        let name = steps.recipe.documents[document].name.as_ref().map(|name| name.value.clone());
+        let is_last = steps.last.contains(&document);
+        let to = match &name {
+            Some(name) if !is_last => intermediate.join(name),
+            Some(name) if steps.last.len() > 1 => out.join(name),
+            _ => out.to_owned(),
+        };
+        let plan = plan_document(&steps, document, &opener, options)?;
+        if !is_last && already_made(&to, &plan) {
+            opener.named.extend(name.clone().map(|name| (name, to)));
+            done.push(Planned { name, plan, source: steps.recipe.source.clone() });
+            continue;
+        }
+        let provenance = Provenance {
+            recipe: text.to_owned(),
+            title: title(name.as_deref(), out),
+            card: options.card,
+            hash_inputs: options.hash_inputs,
+        };
+        let job = Merge {
+            plan: &plan,
+            out: &to,
+            overwrite: options.overwrite || !is_last,
+            allow_nonfinite: options.allow_nonfinite,
+            part: options.part,
+            memory: options.memory,
+            provenance: &provenance,
+        };
+        merganser_run::merge(&job, observer)?;
+        opener.named.extend(name.clone().map(|name| (name, to)));
+        done.push(Planned { name, plan, source: steps.recipe.source.clone() });
+    }
+    if several && options.intermediate.is_none() {
+        // Only a cache of ours: if it cannot be removed, the merge is still good.
+        let _ = std::fs::remove_dir_all(&intermediate);
+    }
+    Ok(done)
+}
+
+fn title(name: Option<&str>, out: &Path) -> String {
+    let folder = || out.file_name().map(|name| name.to_string_lossy().into_owned());
+    name.map(str::to_owned).or_else(folder).unwrap_or_else(|| "merge".into())
+}
+
+/// The hidden folder beside `out` that holds intermediate models until the last one is finished.
+fn beside(out: &Path) -> PathBuf {
+    let name = out.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
+    out.with_file_name(format!(".{name}.intermediate"))
+}
+
+/// Whether an earlier run left exactly this model.
+fn already_made(folder: &Path, plan: &Plan) -> bool {
+    let record = std::fs::read_to_string(folder.join("merganser.json")).unwrap_or_default();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap_or_default();
+    record.get("plan").and_then(|digest| digest.as_str()) == Some(&plan.digest)
+        && plan.shards.iter().all(|shard| {
+            std::fs::metadata(folder.join(&shard.file)).is_ok_and(|found| found.len() == shard.size)
+        })
+}
