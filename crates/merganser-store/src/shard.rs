@@ -236,7 +236,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         let free = free_space(dir.path()).unwrap();
-        let size = free.saturating_mul(2).max(1 << 40).min(1 << 43);
+        let size = free.saturating_mul(2).clamp(1 << 40, 1 << 43);
         match ShardFile::create(&path, size) {
             Err(Error::NoSpace { needed, .. }) => assert_eq!(needed, size),
             // Some file systems limit the size of one file first, some cannot reserve at all.

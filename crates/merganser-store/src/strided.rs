@@ -200,11 +200,9 @@ impl Strided {
             return source.read_exact_at(&mut out[to * item..(to + run.extent) * item], base);
         }
         let step = (run.from * item) as u64;
-        let at_once = if step == 0 {
-            run.extent
-        } else {
-            (WINDOW / step).max(1) as usize
-        };
+        let at_once = WINDOW
+            .checked_div(step)
+            .map_or(run.extent, |count| count.max(1) as usize);
         let mut i = 0;
         while i < run.extent {
             let count = at_once.min(run.extent - i);
@@ -283,7 +281,7 @@ mod tests {
     #[test]
     fn a_run_wider_than_the_window_is_read_in_pieces() {
         let stride = WINDOW as usize / 3;
-        let storage: Vec<u8> = (0..stride * 9 + 1).map(|i| (i / stride) as u8).collect();
+        let storage: Vec<u8> = (0..=stride * 9).map(|i| (i / stride) as u8).collect();
         let tensor = Strided {
             offset: 0,
             item: 1,

@@ -3,8 +3,10 @@
 use super::*;
 use crate::header::{TensorSpec, compose};
 
+type Spec<'a> = (&'a str, &'a [usize]);
+
 /// Opens an adapter with these F32 tensors (of zeros) and this end of a config.
-fn open(extra: &str, tensors: &[(&str, &[usize])]) -> Result<Adapter> {
+fn open(extra: &str, tensors: &[Spec<'_>]) -> Result<Adapter> {
     let dir = tempfile::tempdir().unwrap();
     let config = format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4{extra}}}"#);
     std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
@@ -23,13 +25,13 @@ fn open(extra: &str, tensors: &[(&str, &[usize])]) -> Result<Adapter> {
     Adapter::open(dir.path())
 }
 
-fn refusal(extra: &str, tensors: &[(&str, &[usize])]) -> String {
+fn refusal(extra: &str, tensors: &[Spec<'_>]) -> String {
     open(extra, tensors).unwrap_err().to_string()
 }
 
 const Q: &str = "base_model.model.model.layers.0.q_proj";
 
-fn factors<'a>(a: &'a str, b: &'a str) -> [(&'a str, &'a [usize]); 2] {
+fn factors<'a>(a: &'a str, b: &'a str) -> [Spec<'a>; 2] {
     [(a, &[2, 3]), (b, &[5, 2])]
 }
 
@@ -193,7 +195,7 @@ fn a_bias_of_b_is_added_with_the_same_scale() {
 
 #[test]
 fn what_cannot_be_merged_is_refused_by_name() {
-    let cases: [(&[(&str, &[usize])], &str); 8] = [
+    let cases: [(&[Spec<'_>], &str); 8] = [
         (
             &[("m.q.lora_A.weight", &[2, 3])],
             "module `m.q` has `lora_A` but no `lora_B`",

@@ -7,6 +7,16 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::parse_index;
 
+/// Files that hold a model or an adapter, in the order of preference. Each but the adapters may
+/// also be in shards, with an index.
+pub(super) const WEIGHTS: [&str; 5] = [
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+];
+
 /// Longest ref file that is believed.
 const MAX_REF_LEN: u64 = 256;
 
@@ -37,24 +47,30 @@ pub(super) fn find(cache: &Path, id: &str, revision: &str) -> Option<PathBuf> {
     snapshot.is_dir().then_some(snapshot)
 }
 
-/// Whether a snapshot holds all that a merge reads: config and weights, of a model or an adapter.
+/// Whether a snapshot holds all that a merge needs: config and weights, of a model or an adapter.
 /// Python often downloads single files, so a snapshot may hold only a tokenizer.
 pub(super) fn is_complete(snapshot: &Path) -> bool {
-    let has = |name: &str| snapshot.join(name).is_file();
-    let indexed = |name: &str| {
-        let Ok(text) = std::fs::read_to_string(snapshot.join(name)) else {
-            return false;
-        };
-        // A broken index is complete as far as downloading goes; opening it will say what is wrong.
-        parse_index(&text).map_or(true, |index| {
-            index.weight_map.values().all(|shard| has(shard))
-        })
+    let config = ["config.json", "adapter_config.json"];
+    config.iter().any(|name| snapshot.join(name).is_file()) && has_weights(snapshot)
+}
+
+/// Whether a snapshot holds a whole set of weights.
+pub(super) fn has_weights(snapshot: &Path) -> bool {
+    WEIGHTS.iter().any(|name| {
+        let index = snapshot.join(format!("{name}.index.json"));
+        snapshot.join(name).is_file() || (index.is_file() && has_shards(snapshot, &index))
+    })
+}
+
+fn has_shards(snapshot: &Path, index: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(index) else {
+        return false;
     };
-    let adapter = has("adapter_config.json")
-        && (has("adapter_model.safetensors") || has("adapter_model.bin"));
-    let model = has("model.safetensors")
-        || indexed("model.safetensors.index.json")
-        || has("pytorch_model.bin")
-        || indexed("pytorch_model.bin.index.json");
-    adapter || (model && has("config.json"))
+    // A broken index is all there is to download; opening it will say what is wrong.
+    parse_index(&text).map_or(true, |index| {
+        index
+            .weight_map
+            .values()
+            .all(|shard| snapshot.join(shard).is_file())
+    })
 }

@@ -324,12 +324,11 @@ fn collect(
         let storage = &machine.storages[tensor.storage];
         let key = machine.strings[storage.key].as_str();
         let tensor = located(name, tensor, storage, key, place(key, storage)?)?;
-        match positions.get(name) {
-            Some(&position) => order[position] = tensor,
-            None => {
-                positions.insert(name, order.len());
-                order.push(tensor);
-            }
+        if let Some(&position) = positions.get(name) {
+            order[position] = tensor;
+        } else {
+            positions.insert(name, order.len());
+            order.push(tensor);
         }
     }
     Ok(TorchFile {
@@ -362,20 +361,19 @@ fn state_dict(machine: &Machine, top: Value) -> Result<&[(Value, Value)], Pickle
                     _ => None,
                 })
         });
-        match inner {
-            Some(inner) => value = inner,
-            None => {
-                let keys = entries.iter().filter_map(|(key, _)| match key {
-                    Value::Str(key) => Some(&machine.strings[*key]),
-                    _ => None,
-                });
-                return Err(PickleError::NoTensors(if entries.is_empty() {
-                    "its dict is empty".to_owned()
-                } else {
-                    format!("its keys are {}", crate::checkpoint::quoted(keys))
-                }));
-            }
+        if let Some(inner) = inner {
+            value = inner;
+            continue;
         }
+        if entries.is_empty() {
+            return Err(PickleError::NoTensors("its dict is empty".to_owned()));
+        }
+        let keys = entries.iter().filter_map(|(key, _)| match key {
+            Value::Str(key) => Some(&machine.strings[*key]),
+            _ => None,
+        });
+        let keys = crate::checkpoint::quoted(keys);
+        return Err(PickleError::NoTensors(format!("its keys are {keys}")));
     }
     Err(PickleError::NoTensors(format!("it is a {}", kind(value))))
 }

@@ -145,7 +145,7 @@ impl Intent {
             }
         }
         sync_folder(out)?;
-        self.clean(out)
+        clean(out)
     }
 
     fn all_moved(&self, out: &Path) -> bool {
@@ -154,19 +154,19 @@ impl Intent {
             .iter()
             .all(|name| !exists(&staged.join(name)) && exists(&out.join(name)))
     }
+}
 
-    /// Deletes the former model and the staging folder; the intention last of what matters.
-    fn clean(&self, out: &Path) -> Result<()> {
-        let staging = out.join(STAGING);
-        remove_folder(&out.join(REPLACED))?;
-        sync_folder(out)?;
-        remove_folder(&staging.join(FILES))?;
-        let intent = staging.join(INTENT);
-        step()?;
-        std::fs::remove_file(&intent).map_err(|cause| Error::io("remove", &intent, cause))?;
-        sync_folder(&staging)?;
-        remove_folder(&staging)
-    }
+/// Deletes the former model and the staging folder; the intention last of what matters.
+fn clean(out: &Path) -> Result<()> {
+    let staging = out.join(STAGING);
+    remove_folder(&out.join(REPLACED))?;
+    sync_folder(out)?;
+    remove_folder(&staging.join(FILES))?;
+    let intent = staging.join(INTENT);
+    step()?;
+    std::fs::remove_file(&intent).map_err(|cause| Error::io("remove", &intent, cause))?;
+    sync_folder(&staging)?;
+    remove_folder(&staging)
 }
 
 /// Whether `name` can be a file directly in a folder.
