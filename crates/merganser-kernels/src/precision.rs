@@ -88,9 +88,9 @@ mod tests {
             for count in [1, 2, 3] {
                 let xs: Vec<Vec<f32>> = (0..count).map(|_| bits.patterns(len)).collect();
                 let mut fisher: Vec<Vec<f32>> = (0..count).map(|_| bits.patterns(len)).collect();
-                fisher
-                    .iter_mut()
-                    .for_each(|f| f.iter_mut().step_by(3).for_each(|f| *f = 0.0));
+                for f in fisher.iter_mut().flat_map(|f| f.iter_mut().step_by(3)) {
+                    *f = 0.0;
+                }
                 let xs: Vec<&[f32]> = xs.iter().map(Vec::as_slice).collect();
                 let fisher: Vec<&[f32]> = fisher.iter().map(Vec::as_slice).collect();
                 at_all_levels(|| {

@@ -1,7 +1,7 @@
 //! EMR: elect, mask, rescale. One unified task vector for all models, one bit an element and one number for each.
 //!
 //! With d_t = x_t − base: γ = +1 where Σ d_t > 0, else −1; τ_u = γ · max{ |d_t| : γ d_t > 0 } (0 if there is none);
-//! m_t = [γ d_t > 0]; model t is rebuilt as base + λ_t · m_t · τ_u. The authors' code takes
+//! m_t = 1 where γ d_t > 0, else 0; model t is rebuilt as base + λ_t · m_t · τ_u. The authors' code takes
 //! λ_t = Σ_n mean|d_t,n| / Σ_n mean|m_t τ_u,n| over the tensors n, so that a bias weighs as much as a matrix (`mean`);
 //! their paper takes the ratio of the sums over all elements (`total`).
 //!
@@ -14,8 +14,8 @@ use std::cell::RefCell;
 use merganser_kernels::{compete, elementwise, reduce};
 
 use crate::{
-    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Settings, Survey,
-    TensorGroup, View,
+    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// Name under which the survey holds λ_t, one for every model but the base.
@@ -33,8 +33,18 @@ static INFO: MethodInfo = MethodInfo {
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
     parameters: &[
-        Parameter::choice("output", &["unified", "task"], "unified", "what is written: base + τ_u, or one rebuilt model"),
-        Parameter::int("task", (0, i64::MAX), 0, "output: task: which model; 0 is the first one that is not the base"),
+        Parameter::choice(
+            "output",
+            &["unified", "task"],
+            "unified",
+            "what is written: base + τ_u, or one rebuilt model",
+        ),
+        Parameter::int(
+            "task",
+            (0, i64::MAX),
+            0,
+            "output: task: which model; 0 is the first one that is not the base",
+        ),
         Parameter::choice(
             "rescaler",
             &["mean", "total"],
@@ -49,8 +59,17 @@ impl Method for Emr {
         &INFO
     }
 
-    fn check(&self, _shape: &[usize], base: Option<usize>, settings: &Settings) -> Result<(), String> {
-        if wants_task(settings) { settings.check_task(base) } else { Ok(()) }
+    fn check(
+        &self,
+        _shape: &[usize],
+        base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
+        if wants_task(settings) {
+            settings.check_task(base)
+        } else {
+            Ok(())
+        }
     }
 
     fn needs_survey(&self, settings: &Settings) -> bool {
@@ -65,7 +84,11 @@ impl Method for Emr {
         if wants_task(settings) { 2 } else { 1 }
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         if !wants_task(group.settings) {
             return Ok(Program::deltas(|block, out| {
                 compete::unify(out, &block.others());
@@ -99,7 +122,9 @@ pub fn tau_program() -> Program<'static> {
 pub fn mask_program(task: usize) -> Program<'static> {
     Program::deltas(move |block, out| {
         masked(block, task, out);
-        out.iter_mut().for_each(|x| *x = f32::from(u8::from(*x != 0.0)));
+        for x in out {
+            *x = f32::from(u8::from(*x != 0.0));
+        }
     })
 }
 
@@ -109,7 +134,7 @@ pub fn mask_program(task: usize) -> Program<'static> {
 /// Unreadable or non-finite inputs.
 pub fn survey(groups: &[TensorGroup<'_>]) -> Result<Survey, MethodError> {
     let mut lengths: Vec<[f64; 2]> = Vec::new();
-    for group in groups.iter().filter(|group| group.elements() > 0) {
+    for group in groups {
         let count = group.others().len();
         let parts = group.scan(
             Grain::Elements,
@@ -127,7 +152,11 @@ pub fn survey(groups: &[TensorGroup<'_>]) -> Result<Survey, MethodError> {
             },
         )?;
         let by_total = group.settings.text("rescaler") == Some("total");
-        let weight = if by_total { 1.0 } else { 1.0 / group.elements() as f64 };
+        let weight = if by_total {
+            1.0
+        } else {
+            1.0 / group.elements().max(1) as f64
+        };
         lengths.resize(count.max(lengths.len()), [0.0; 2]);
         for (task, length) in lengths.iter_mut().enumerate().take(count) {
             for k in 0..2 {
@@ -138,7 +167,9 @@ pub fn survey(groups: &[TensorGroup<'_>]) -> Result<Survey, MethodError> {
     // A model equal to the base has an empty mask, so its factor does not matter.
     let ratio = |[own, kept]: [f64; 2]| if kept == 0.0 { 1.0 } else { own / kept };
     let rescalers = lengths.into_iter().map(ratio).collect();
-    Ok(Survey { numbers: [(RESCALERS.to_owned(), rescalers)].into() })
+    Ok(Survey {
+        numbers: [(RESCALERS.to_owned(), rescalers)].into(),
+    })
 }
 
 /// out = m_task · τ_u.

@@ -11,8 +11,8 @@ use merganser_kernels::precision::{Precision, weighted_mean};
 use merganser_kernels::reduce;
 
 use crate::{
-    Arity, BasePolicy, Grain, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey,
-    TensorGroup, View,
+    Arity, BasePolicy, Grain, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope,
+    Settings, Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -39,9 +39,24 @@ static INFO: MethodInfo = MethodInfo {
             required: true,
             summary: "the model's diagonal Fisher information: a checkpoint with the names and shapes of the model",
         },
-        Parameter::float("weight", Scope::PerInput, (0.0, f64::INFINITY), 1.0, "weight of the model"),
-        Parameter::choice("variant", &["mergelm", "matena"], "mergelm", "whose form: see floor"),
-        Parameter::flag("normalize", true, "divide each Fisher information by its norm over the whole model"),
+        Parameter::float(
+            "weight",
+            Scope::PerInput,
+            (0.0, f64::INFINITY),
+            1.0,
+            "weight of the model",
+        ),
+        Parameter::choice(
+            "variant",
+            &["mergelm", "matena"],
+            "mergelm",
+            "whose form: see floor",
+        ),
+        Parameter::flag(
+            "normalize",
+            true,
+            "divide each Fisher information by its norm over the whole model",
+        ),
         Parameter::float(
             "floor",
             Scope::Shared,
@@ -49,7 +64,11 @@ static INFO: MethodInfo = MethodInfo {
             1e-6,
             "mergelm: added to every Fisher information; matena: its smallest value",
         ),
-        Parameter::flag("favor_target", true, "matena: apply the floor to the first model only"),
+        Parameter::flag(
+            "favor_target",
+            true,
+            "matena: apply the floor to the first model only",
+        ),
     ],
 };
 
@@ -58,7 +77,12 @@ impl Method for Fisher {
         &INFO
     }
 
-    fn check(&self, _shape: &[usize], _base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        _base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         if weights(settings).iter().sum::<f64>() == 0.0 {
             return Err("all weights are 0; give at least one model a positive weight".into());
         }
@@ -90,14 +114,20 @@ impl Method for Fisher {
             }
         }
         let norms = squares.into_iter().map(f64::sqrt).collect();
-        Ok(Survey { numbers: [(NORMS.to_owned(), norms)].into() })
+        Ok(Survey {
+            numbers: [(NORMS.to_owned(), norms)].into(),
+        })
     }
 
     fn passes(&self, settings: &Settings) -> u32 {
         if settings.flag("normalize") { 2 } else { 1 }
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         check_companions(group)?;
         let norms = if group.settings.flag("normalize") {
             let norms = survey.get(NORMS);
@@ -122,13 +152,18 @@ fn check_companions(group: &TensorGroup<'_>) -> Result<(), MethodError> {
         None => Ok(()),
         Some(input) => Err(group.undefined(
             "fisher",
-            &format!("{} has no Fisher information for it; name its file in the parameter 'fisher'", input.model),
+            &format!(
+                "{} has no Fisher information for it; name its file in the parameter 'fisher'",
+                input.model
+            ),
         )),
     }
 }
 
 fn weights(settings: &Settings) -> Vec<f64> {
-    (0..settings.inputs.len()).map(|i| settings.input_float(i, "weight").unwrap_or(0.0)).collect()
+    (0..settings.inputs.len())
+        .map(|i| settings.input_float(i, "weight").unwrap_or(0.0))
+        .collect()
 }
 
 /// How each stored F becomes the precision of its model; `norms` is empty if they are not to be divided by.
@@ -153,7 +188,11 @@ fn precisions(settings: &Settings, norms: &[f64]) -> Vec<Precision> {
         .enumerate()
         .map(|(i, c)| Precision {
             coefficient: (c / largest) as f32,
-            floor: if matena && (i == 0 || all_floored) { floor } else { f32::NEG_INFINITY },
+            floor: if matena && (i == 0 || all_floored) {
+                floor
+            } else {
+                f32::NEG_INFINITY
+            },
             offset: if matena { 0.0 } else { floor },
         })
         .collect()

@@ -16,7 +16,11 @@ pub(crate) struct Gram {
 
 impl Gram {
     /// Reads the tensor once and takes the products of the inputs numbered `inputs`.
-    pub(crate) fn of(group: &TensorGroup<'_>, view: View, inputs: &[usize]) -> Result<Self, MethodError> {
+    pub(crate) fn of(
+        group: &TensorGroup<'_>,
+        view: View,
+        inputs: &[usize],
+    ) -> Result<Self, MethodError> {
         let size = inputs.len();
         let parts = group.scan(
             Grain::Elements,
@@ -78,13 +82,19 @@ impl Gram {
 
     /// ‖Σ c_i v_i‖.
     pub(crate) fn norm_of(&self, coefficients: &[f64]) -> f64 {
-        let square: f64 = (0..self.size).map(|i| coefficients[i] * self.product_with(i, coefficients)).sum();
+        let square: f64 = (0..self.size)
+            .map(|i| coefficients[i] * self.product_with(i, coefficients))
+            .sum();
         square.max(0.0).sqrt()
     }
 
     /// ⟨v_i, Σ c_j v_j⟩.
     pub(crate) fn product_with(&self, i: usize, coefficients: &[f64]) -> f64 {
-        coefficients.iter().enumerate().map(|(j, c)| c * self.product(i, j)).sum()
+        coefficients
+            .iter()
+            .enumerate()
+            .map(|(j, c)| c * self.product(i, j))
+            .sum()
     }
 }
 
@@ -106,7 +116,10 @@ mod tests {
     fn norms_and_products() {
         let gram = Gram::of_slices(&[&[3.0, 4.0], &[0.0, 2.0], &[1.0, 0.0]]);
         assert_eq!(gram.norms(), [5.0, 2.0, 1.0]);
-        assert_eq!((gram.product(0, 1), gram.product(1, 0), gram.product(2, 1)), (8.0, 8.0, 0.0));
+        assert_eq!(
+            (gram.product(0, 1), gram.product(1, 0), gram.product(2, 1)),
+            (8.0, 8.0, 0.0)
+        );
         assert_eq!(gram.norm_of(&[1.0, -2.0, 0.0]), 3.0);
         assert_eq!(gram.product_with(0, &[0.0, 1.0, 1.0]), 11.0);
     }

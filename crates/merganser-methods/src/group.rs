@@ -27,7 +27,11 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// Whatever the storage reports, saying which file and tensor.
-    fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    fn fetch(
+        &self,
+        range: Range<usize>,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
     /// Converts part of a fetched range to f32: `out` receives the elements `first + skip ..`, where `first` is the
     /// start of the range that `raw` was fetched for.
@@ -162,7 +166,10 @@ impl<'b> Block<'b> {
 
     /// Every input but the base, in order.
     pub fn others(&self) -> Vec<&'b [f32]> {
-        (0..self.inputs()).filter(|i| Some(*i) != self.base).map(|i| self.input(i)).collect()
+        (0..self.inputs())
+            .filter(|i| Some(*i) != self.base)
+            .map(|i| self.input(i))
+            .collect()
     }
 }
 
@@ -220,40 +227,62 @@ impl TensorGroup<'_> {
 
     /// Elements of one item of the first dimension (all of a 1-D tensor).
     pub fn item_len(&self) -> usize {
-        if self.shape.len() < 2 { self.elements() } else { self.shape[1..].iter().product() }
+        if self.shape.len() < 2 {
+            self.elements()
+        } else {
+            self.shape[1..].iter().product()
+        }
     }
 
     /// Indices of the inputs other than the base.
     pub fn others(&self) -> Vec<usize> {
-        (0..self.inputs.len()).filter(|i| Some(*i) != self.base).collect()
+        (0..self.inputs.len())
+            .filter(|i| Some(*i) != self.base)
+            .collect()
     }
 
     /// Index of the base model, for a method that cannot work without one.
     pub(crate) fn base_index(&self, method: &'static str) -> Result<usize, MethodError> {
-        self.base.ok_or_else(|| self.undefined(method, "it needs a base model; name one in base_model"))
+        self.base
+            .ok_or_else(|| self.undefined(method, "it needs a base model; name one in base_model"))
     }
 
     /// Indices of the inputs other than the base, for a method that takes exactly `N` of them.
-    pub(crate) fn exactly<const N: usize>(&self, method: &'static str) -> Result<[usize; N], MethodError> {
+    pub(crate) fn exactly<const N: usize>(
+        &self,
+        method: &'static str,
+    ) -> Result<[usize; N], MethodError> {
         self.others().try_into().map_err(|others: Vec<usize>| {
-            self.undefined(method, &format!("it takes {N} models besides the base, not {}", others.len()))
+            self.undefined(
+                method,
+                &format!("it takes {N} models besides the base, not {}", others.len()),
+            )
         })
     }
 
     /// The parameter `task`, an index among the inputs other than the base.
     pub(crate) fn task(&self, method: &'static str) -> Result<usize, MethodError> {
-        self.settings.check_task(self.base).map_err(|reason| self.undefined(method, &reason))?;
+        self.settings
+            .check_task(self.base)
+            .map_err(|reason| self.undefined(method, &reason))?;
         Ok(self.settings.int("task") as usize)
     }
 
     /// The error that `method` cannot merge this tensor.
     pub(crate) fn undefined(&self, method: &'static str, reason: &str) -> MethodError {
-        MethodError::Undefined { method, tensor: self.name.to_owned(), reason: reason.to_owned() }
+        MethodError::Undefined {
+            method,
+            tensor: self.name.to_owned(),
+            reason: reason.to_owned(),
+        }
     }
 
     /// Parameter `name` of every input other than the base.
     pub fn other_floats(&self, name: &str) -> Vec<f64> {
-        self.others().into_iter().map(|i| self.settings.input_float(i, name).unwrap_or(0.0)).collect()
+        self.others()
+            .into_iter()
+            .map(|i| self.settings.input_float(i, name).unwrap_or(0.0))
+            .collect()
     }
 
     /// Number of chunks a scan with this grain has.
@@ -333,15 +362,27 @@ impl TensorGroup<'_> {
     ///
     /// # Errors
     /// Those of [`TensorGroup::scan`].
-    pub fn read(&self, view: View, range: Range<usize>, mut visit: impl FnMut(&Block<'_>)) -> Result<(), MethodError> {
+    pub fn read(
+        &self,
+        view: View,
+        range: Range<usize>,
+        mut visit: impl FnMut(&Block<'_>),
+    ) -> Result<(), MethodError> {
         if range.is_empty() {
             return Ok(());
         }
         with_worker(|worker| {
-            self.blocks(worker, Grain::Elements, view, range.start / CHUNK, range, |block, _, _| {
-                visit(block);
-                Ok(())
-            })
+            self.blocks(
+                worker,
+                Grain::Elements,
+                view,
+                range.start / CHUNK,
+                range,
+                |block, _, _| {
+                    visit(block);
+                    Ok(())
+                },
+            )
         })
     }
 
@@ -362,17 +403,24 @@ impl TensorGroup<'_> {
                 let size = encoding.bytes(range.len());
                 let mut encoded = std::mem::take(&mut worker.encoded);
                 encoded.resize(size.max(encoded.len()), 0);
-                let done = self.blocks(worker, program.grain, program.view, chunk, range, |block, merged, _| {
-                    (program.combine)(block, merged);
-                    self.check_result(encoding, block.start, merged)?;
-                    let at = encoding.bytes(block.start - start);
-                    let out = &mut encoded[at..at + encoding.bytes(block.len())];
-                    match encoding {
-                        Encoding::Float(kind) => convert::encode(kind, merged, out),
-                        Encoding::Bits => convert::pack_bits(merged, out),
-                    }
-                    Ok(())
-                });
+                let done = self.blocks(
+                    worker,
+                    program.grain,
+                    program.view,
+                    chunk,
+                    range,
+                    |block, merged, _| {
+                        (program.combine)(block, merged);
+                        self.check_result(encoding, block.start, merged)?;
+                        let at = encoding.bytes(block.start - start);
+                        let out = &mut encoded[at..at + encoding.bytes(block.len())];
+                        match encoding {
+                            Encoding::Float(kind) => convert::encode(kind, merged, out),
+                            Encoding::Bits => convert::pack_bits(merged, out),
+                        }
+                        Ok(())
+                    },
+                );
                 let written = done.and_then(|()| Ok(write(start, &encoded[..size])?));
                 worker.encoded = encoded;
                 written
@@ -390,7 +438,10 @@ impl TensorGroup<'_> {
         match self.chunks(grain) {
             0 => Ok(Vec::new()),
             1 => Ok(vec![work(0, range(0))?]),
-            chunks => (0..chunks).into_par_iter().map(|chunk| work(chunk, range(chunk))).collect(),
+            chunks => (0..chunks)
+                .into_par_iter()
+                .map(|chunk| work(chunk, range(chunk)))
+                .collect(),
         }
     }
 
@@ -405,10 +456,18 @@ impl TensorGroup<'_> {
         mut visit: impl FnMut(&Block<'_>, &mut [f32], usize) -> Result<(), MethodError>,
     ) -> Result<(), MethodError> {
         let count = self.inputs.len();
-        worker.raw.resize_with(count.max(worker.raw.len()), Vec::new);
-        worker.raw_companions.resize_with(count.max(worker.raw_companions.len()), Vec::new);
-        worker.values.resize_with(count.max(worker.values.len()), Vec::new);
-        worker.companions.resize_with(count.max(worker.companions.len()), Vec::new);
+        worker
+            .raw
+            .resize_with(count.max(worker.raw.len()), Vec::new);
+        worker
+            .raw_companions
+            .resize_with(count.max(worker.raw_companions.len()), Vec::new);
+        worker
+            .values
+            .resize_with(count.max(worker.values.len()), Vec::new);
+        worker
+            .companions
+            .resize_with(count.max(worker.companions.len()), Vec::new);
         for (i, input) in self.inputs.iter().enumerate() {
             input.source.fetch(range.clone(), &mut worker.raw[i])?;
             if let Some(companion) = input.companion {
@@ -426,7 +485,9 @@ impl TensorGroup<'_> {
             let skip = start - range.start;
             for (i, input) in self.inputs.iter().enumerate() {
                 let values = &mut worker.values[i][..len];
-                input.source.decode(&worker.raw[i], range.start, skip, values);
+                input
+                    .source
+                    .decode(&worker.raw[i], range.start, skip, values);
                 self.check_input(input, start, values)?;
                 if let Some(kind) = input.round_to {
                     convert::round_to(kind, values);
@@ -434,7 +495,12 @@ impl TensorGroup<'_> {
                 worker.companions[i].clear();
                 if let Some(companion) = input.companion {
                     worker.companions[i].resize(len, 0.0);
-                    companion.decode(&worker.raw_companions[i], range.start, skip, &mut worker.companions[i]);
+                    companion.decode(
+                        &worker.raw_companions[i],
+                        range.start,
+                        skip,
+                        &mut worker.companions[i],
+                    );
                     self.check_input(input, start, &worker.companions[i])?;
                 }
             }
@@ -460,7 +526,12 @@ impl TensorGroup<'_> {
         Ok(())
     }
 
-    fn check_input(&self, input: &Input<'_>, start: usize, values: &[f32]) -> Result<(), MethodError> {
+    fn check_input(
+        &self,
+        input: &Input<'_>,
+        start: usize,
+        values: &[f32],
+    ) -> Result<(), MethodError> {
         if self.allow_nonfinite || convert::all_finite(values) {
             return Ok(());
         }
@@ -473,18 +544,36 @@ impl TensorGroup<'_> {
         })
     }
 
-    fn check_result(&self, encoding: Encoding, start: usize, merged: &[f32]) -> Result<(), MethodError> {
+    fn check_result(
+        &self,
+        encoding: Encoding,
+        start: usize,
+        merged: &[f32],
+    ) -> Result<(), MethodError> {
         let (limit, dtype, hint) = match encoding {
-            Encoding::Float(Float::F16) => (65519.996, "float16", "; choose out_dtype: bfloat16 or float32"),
-            Encoding::Float(Float::F8E4M3) => (463.99997, "float8_e4m3", "; choose a wider out_dtype"),
-            Encoding::Float(Float::F8E5M2) => (61439.996, "float8_e5m2", "; choose a wider out_dtype"),
+            Encoding::Float(Float::F16) => (
+                65519.996,
+                "float16",
+                "; choose out_dtype: bfloat16 or float32",
+            ),
+            Encoding::Float(Float::F8E4M3) => {
+                (463.99997, "float8_e4m3", "; choose a wider out_dtype")
+            }
+            Encoding::Float(Float::F8E5M2) => {
+                (61439.996, "float8_e5m2", "; choose a wider out_dtype")
+            }
             Encoding::Float(Float::BF16) => (3.396e38, "bfloat16", "; choose out_dtype: float32"),
-            Encoding::Float(_) | Encoding::Bits => (f32::MAX, "float32", "; check the weights of the recipe"),
+            Encoding::Float(_) | Encoding::Bits => {
+                (f32::MAX, "float32", "; check the weights of the recipe")
+            }
         };
         if self.allow_nonfinite || reduce::max_abs(merged) <= limit && convert::all_finite(merged) {
             return Ok(());
         }
-        let at = merged.iter().position(|x| x.abs() > limit || !x.is_finite()).unwrap_or(0);
+        let at = merged
+            .iter()
+            .position(|x| x.abs() > limit || !x.is_finite())
+            .unwrap_or(0);
         Err(MethodError::Overflow {
             tensor: self.name.to_owned(),
             index: start + at,

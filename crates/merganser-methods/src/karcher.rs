@@ -9,7 +9,8 @@ use merganser_kernels::{angle, elementwise};
 
 use crate::gram::Gram;
 use crate::{
-    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup, View,
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -25,7 +26,13 @@ static INFO: MethodInfo = MethodInfo {
     inputs: Arity::at_least(1),
     parameters: &[
         Parameter::int("max_iter", (0, 1_000_000), 10, "most iterations"),
-        Parameter::float("tol", Scope::Shared, (0.0, 1.0), 1e-5, "smallest step, angle and norm that count"),
+        Parameter::float(
+            "tol",
+            Scope::Shared,
+            (0.0, 1.0),
+            1e-5,
+            "smallest step, angle and norm that count",
+        ),
     ],
 };
 
@@ -38,12 +45,18 @@ impl Method for Karcher {
         2
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let all: Vec<usize> = (0..group.inputs.len()).collect();
         let gram = Gram::of(group, View::Values, &all)?;
         let settings = group.settings;
         let coefficients = mean(&gram, settings.int("max_iter"), settings.float("tol"));
-        Ok(Program::values(move |block, out| elementwise::linear_combination(out, &coefficients, &block.all())))
+        Ok(Program::values(move |block, out| {
+            elementwise::linear_combination(out, &coefficients, &block.all());
+        }))
     }
 }
 
@@ -53,7 +66,9 @@ fn mean(gram: &Gram, max_iter: i64, tol: f64) -> Vec<f32> {
     let mean_norm = norms.iter().sum::<f64>() / gram.size() as f64;
     let with_direction: Vec<usize> = (0..gram.size()).filter(|&i| norms[i] > tol).collect();
     let direction = direction(gram, &with_direction, max_iter, tol);
-    (0..gram.size()).map(|i| (mean_norm * direction[i]) as f32).collect()
+    (0..gram.size())
+        .map(|i| (mean_norm * direction[i]) as f32)
+        .collect()
 }
 
 /// The mean direction as coefficients of the inputs themselves; zeros if no input has a direction.
@@ -100,7 +115,9 @@ fn direction(gram: &Gram, inputs: &[usize], max_iter: i64, tol: f64) -> Vec<f64>
 fn normalize(gram: &Gram, m: &mut [f64]) {
     let norm = gram.norm_of(m);
     if norm > 0.0 {
-        m.iter_mut().for_each(|c| *c /= norm);
+        for c in m {
+            *c /= norm;
+        }
     }
 }
 
@@ -122,12 +139,22 @@ mod tests {
 
     #[test]
     fn zeros_count_in_the_norm_only() {
-        assert_eq!(mean(&Gram::of_slices(&[&[0.0], &[0.0]]), 10, 1e-5), [0.0, 0.0]);
-        assert_eq!(mean(&Gram::of_slices(&[&[4.0], &[0.0]]), 10, 1e-5), [0.5, 0.0]);
+        assert_eq!(
+            mean(&Gram::of_slices(&[&[0.0], &[0.0]]), 10, 1e-5),
+            [0.0, 0.0]
+        );
+        assert_eq!(
+            mean(&Gram::of_slices(&[&[4.0], &[0.0]]), 10, 1e-5),
+            [0.5, 0.0]
+        );
     }
 
     #[test]
     fn antipodes_stay_finite() {
-        assert!(mean(&Gram::of_slices(&[&[1.0, 0.0], &[-1.0, 0.0]]), 10, 1e-5).iter().all(|c| c.is_finite()));
+        assert!(
+            mean(&Gram::of_slices(&[&[1.0, 0.0], &[-1.0, 0.0]]), 10, 1e-5)
+                .iter()
+                .all(|c| c.is_finite())
+        );
     }
 }

@@ -48,10 +48,15 @@ mod task_arithmetic;
 mod ties;
 
 pub use error::MethodError;
-pub use merganser_kernels::convert::Float;
-pub use group::{scratch_bytes, Block, Encoding, Grain, Input, Source, TensorGroup, View, BLOCK, CHUNK};
+pub use group::{
+    BLOCK, Block, CHUNK, Encoding, Grain, Input, Source, TensorGroup, View, scratch_bytes,
+};
 pub use memory::Memory;
-pub use method::{Arity, BasePolicy, Combine, Fallback, Kind, Method, MethodInfo, Parameter, Program, Scope, Survey};
+pub use merganser_kernels::convert::Float;
+pub use method::{
+    Arity, BasePolicy, Combine, Fallback, Kind, Method, MethodInfo, Parameter, Program, Scope,
+    Survey,
+};
 pub use registry::{find, registry};
 pub use settings::{Settings, Value};
 pub use soup::{Soup, greedy_soup};

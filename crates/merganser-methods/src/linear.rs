@@ -6,7 +6,8 @@
 use merganser_kernels::elementwise;
 
 use crate::{
-    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Settings, Survey, TensorGroup,
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Settings, Survey,
+    TensorGroup,
 };
 
 /// See the module's documentation.
@@ -31,24 +32,39 @@ impl Method for Linear {
         &INFO
     }
 
-    fn check(&self, _shape: &[usize], _base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        _base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         if settings.flag("normalize") && weights(settings).iter().sum::<f64>() == 0.0 {
             return Err("the weights sum to 0, so they cannot be normalised; change them or set normalize: false".into());
         }
         Ok(())
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let mut weights = weights(group.settings);
         if group.settings.flag("normalize") {
             let total: f64 = weights.iter().sum();
-            weights.iter_mut().for_each(|w| *w /= total);
+            for w in &mut weights {
+                *w /= total;
+            }
         }
         let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        Ok(Program::values(move |block, out| elementwise::linear_combination(out, &weights, &block.all())))
+        Ok(Program::values(move |block, out| {
+            elementwise::linear_combination(out, &weights, &block.all());
+        }))
     }
 }
 
 fn weights(settings: &Settings) -> Vec<f64> {
-    (0..settings.inputs.len()).map(|i| settings.input_float(i, "weight").unwrap_or(0.0)).collect()
+    (0..settings.inputs.len())
+        .map(|i| settings.input_float(i, "weight").unwrap_or(0.0))
+        .collect()
 }

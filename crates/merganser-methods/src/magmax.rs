@@ -7,7 +7,10 @@
 
 use merganser_kernels::compete;
 
-use crate::{Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Survey, TensorGroup};
+use crate::{
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Survey,
+    TensorGroup,
+};
 
 /// See the module's documentation.
 pub(crate) struct Magmax;
@@ -34,7 +37,11 @@ impl Method for Magmax {
         &INFO
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let lambda = group.settings.float("lambda") as f32;
         Ok(Program::deltas(move |block, out| {
             compete::largest(out, block.base(), &block.others(), lambda);

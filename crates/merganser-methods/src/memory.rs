@@ -21,11 +21,22 @@ impl<'a> Memory<'a> {
 }
 
 impl Source for Memory<'_> {
-    fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn fetch(
+        &self,
+        range: Range<usize>,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let size = self.kind.size();
-        let bytes = self.bytes.get(range.start * size..range.end * size).ok_or_else(|| {
-            format!("the tensor in memory has {} elements, not {}", self.bytes.len() / size, range.end)
-        })?;
+        let bytes = self
+            .bytes
+            .get(range.start * size..range.end * size)
+            .ok_or_else(|| {
+                format!(
+                    "the tensor in memory has {} elements, not {}",
+                    self.bytes.len() / size,
+                    range.end
+                )
+            })?;
         raw.clear();
         raw.extend_from_slice(bytes);
         Ok(())
@@ -43,12 +54,21 @@ mod tests {
 
     #[test]
     fn parts_are_read_and_a_short_tensor_is_refused() {
-        let bytes: Vec<u8> = [1.0_f32, 2.0, 3.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bytes: Vec<u8> = [1.0_f32, 2.0, 3.0]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
         let memory = Memory::new(Float::F32, &bytes);
         let (mut raw, mut out) = (Vec::new(), [0.0]);
         memory.fetch(1..3, &mut raw).expect("in range");
         memory.decode(&raw, 1, 1, &mut out);
         assert_eq!(out, [3.0]);
-        assert!(memory.fetch(0..4, &mut raw).expect_err("too long").to_string().contains("3 elements, not 4"));
+        assert!(
+            memory
+                .fetch(0..4, &mut raw)
+                .expect_err("too long")
+                .to_string()
+                .contains("3 elements, not 4")
+        );
     }
 }

@@ -14,7 +14,12 @@ pub trait Method: Send + Sync {
     ///
     /// # Errors
     /// The reason and the remedy, without the tensor's name (the caller knows it).
-    fn check(&self, shape: &[usize], base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        shape: &[usize],
+        base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         let _ = (shape, base, settings);
         Ok(())
     }
@@ -56,7 +61,11 @@ pub trait Method: Send + Sync {
     ///
     /// # Errors
     /// Unreadable or non-finite inputs, or inputs for which the formula is meaningless.
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, survey: &'a Survey) -> Result<Program<'a>, MethodError>;
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError>;
 }
 
 /// How one output tensor is made once its statistics are known.
@@ -75,12 +84,20 @@ pub type Combine<'a> = Box<dyn Fn(&Block<'_>, &mut [f32]) + Send + Sync + 'a>;
 impl<'a> Program<'a> {
     /// A program over single elements of the inputs as they are.
     pub fn values(combine: impl Fn(&Block<'_>, &mut [f32]) + Send + Sync + 'a) -> Self {
-        Self { grain: Grain::Elements, view: View::Values, combine: Box::new(combine) }
+        Self {
+            grain: Grain::Elements,
+            view: View::Values,
+            combine: Box::new(combine),
+        }
     }
 
     /// A program over single elements of the task vectors.
     pub fn deltas(combine: impl Fn(&Block<'_>, &mut [f32]) + Send + Sync + 'a) -> Self {
-        Self { grain: Grain::Elements, view: View::Deltas, combine: Box::new(combine) }
+        Self {
+            grain: Grain::Elements,
+            view: View::Deltas,
+            combine: Box::new(combine),
+        }
     }
 }
 
@@ -143,7 +160,10 @@ pub struct Arity {
 impl Arity {
     /// Exactly `n`.
     pub const fn exactly(n: usize) -> Self {
-        Self { min: n, max: Some(n) }
+        Self {
+            min: n,
+            max: Some(n),
+        }
     }
 
     /// `n` or more.
@@ -235,7 +255,10 @@ impl Parameter {
         Self {
             name: "weight",
             scope: Scope::PerInput,
-            kind: Kind::Float { min: f64::NEG_INFINITY, max: f64::INFINITY },
+            kind: Kind::Float {
+                min: f64::NEG_INFINITY,
+                max: f64::INFINITY,
+            },
             default: None,
             required: true,
             summary: "weight of the model",
@@ -250,17 +273,43 @@ impl Parameter {
         default: f64,
         summary: &'static str,
     ) -> Self {
-        Self { name, scope, kind: Kind::Float { min, max }, default: Some(Fallback::Float(default)), required: false, summary }
+        Self {
+            name,
+            scope,
+            kind: Kind::Float { min, max },
+            default: Some(Fallback::Float(default)),
+            required: false,
+            summary,
+        }
     }
 
     /// A shared switch.
     pub const fn flag(name: &'static str, default: bool, summary: &'static str) -> Self {
-        Self { name, scope: Scope::Shared, kind: Kind::Bool, default: Some(Fallback::Bool(default)), required: false, summary }
+        Self {
+            name,
+            scope: Scope::Shared,
+            kind: Kind::Bool,
+            default: Some(Fallback::Bool(default)),
+            required: false,
+            summary,
+        }
     }
 
     /// A shared whole number.
-    pub const fn int(name: &'static str, (min, max): (i64, i64), default: i64, summary: &'static str) -> Self {
-        Self { name, scope: Scope::Shared, kind: Kind::Int { min, max }, default: Some(Fallback::Int(default)), required: false, summary }
+    pub const fn int(
+        name: &'static str,
+        (min, max): (i64, i64),
+        default: i64,
+        summary: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            scope: Scope::Shared,
+            kind: Kind::Int { min, max },
+            default: Some(Fallback::Int(default)),
+            required: false,
+            summary,
+        }
     }
 
     /// A shared choice between words.
@@ -270,7 +319,14 @@ impl Parameter {
         default: &'static str,
         summary: &'static str,
     ) -> Self {
-        Self { name, scope: Scope::Shared, kind: Kind::Choice(words), default: Some(Fallback::Text(default)), required: false, summary }
+        Self {
+            name,
+            scope: Scope::Shared,
+            kind: Kind::Choice(words),
+            default: Some(Fallback::Text(default)),
+            required: false,
+            summary,
+        }
     }
 
     /// The same parameter, but the recipe must give it.

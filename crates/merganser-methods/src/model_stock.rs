@@ -9,8 +9,8 @@ use merganser_kernels::{angle, elementwise};
 
 use crate::gram::Gram;
 use crate::{
-    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Settings, Survey,
-    TensorGroup, View,
+    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -25,7 +25,11 @@ static INFO: MethodInfo = MethodInfo {
     base: BasePolicy::Required,
     inputs: Arity::at_least(2),
     parameters: &[
-        Parameter::flag("filter_wise", false, "one ratio for every vector along the last dimension"),
+        Parameter::flag(
+            "filter_wise",
+            false,
+            "one ratio for every vector along the last dimension",
+        ),
         Parameter::choice(
             "angles",
             &["cosine", "degrees"],
@@ -45,7 +49,11 @@ impl Method for ModelStock {
         if settings.flag("filter_wise") { 1 } else { 2 }
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let rule = Rule::of(group.settings);
         let others = group.others();
         let weights = vec![1.0 / others.len() as f32; others.len()];
@@ -83,7 +91,10 @@ struct Rule {
 
 impl Rule {
     fn of(settings: &Settings) -> Self {
-        Self { degrees: settings.text("angles") == Some("degrees"), clamp: settings.flag("clamp") }
+        Self {
+            degrees: settings.text("angles") == Some("degrees"),
+            clamp: settings.flag("clamp"),
+        }
     }
 
     /// t of the formula.
@@ -96,16 +107,32 @@ impl Rule {
         let guard = if self.degrees { 1e-8 } else { 0.0 };
         let n = count as f64;
         let denominator = 1.0 + (n - 1.0) * cosine + guard;
-        let ratio = if denominator.abs() < 1e-6 { 0.0 } else { n * cosine / denominator };
-        if self.clamp { ratio.clamp(0.0, 1.0) } else { ratio }
+        let ratio = if denominator.abs() < 1e-6 {
+            0.0
+        } else {
+            n * cosine / denominator
+        };
+        if self.clamp {
+            ratio.clamp(0.0, 1.0)
+        } else {
+            ratio
+        }
     }
 
     /// The cosine or the angle of one pair.
     fn pair(self, gram: &Gram, i: usize, j: usize) -> f64 {
         let norms = gram.norm(i) * gram.norm(j);
-        let divisor = if self.degrees { norms + 1e-8 } else { norms.max(1e-6) };
+        let divisor = if self.degrees {
+            norms + 1e-8
+        } else {
+            norms.max(1e-6)
+        };
         let cosine = (gram.product(i, j) / divisor).clamp(-1.0, 1.0);
-        if self.degrees { angle::acos(cosine) } else { cosine }
+        if self.degrees {
+            angle::acos(cosine)
+        } else {
+            cosine
+        }
     }
 }
 
@@ -113,15 +140,23 @@ impl Rule {
 mod tests {
     use super::*;
 
-    const COSINE: Rule = Rule { degrees: false, clamp: false };
+    const COSINE: Rule = Rule {
+        degrees: false,
+        clamp: false,
+    };
 
     #[test]
     fn agreement_means_the_mean_and_independence_the_base() {
         let same = Gram::of_slices(&[&[3.0, 4.0], &[3.0, 4.0], &[3.0, 4.0]]);
         let orthogonal = Gram::of_slices(&[&[3.0, 0.0], &[0.0, 4.0]]);
-        let degrees = Rule { degrees: true, ..COSINE };
+        let degrees = Rule {
+            degrees: true,
+            ..COSINE
+        };
         assert_eq!((COSINE.ratio(&same), COSINE.ratio(&orthogonal)), (1.0, 0.0));
-        assert!((degrees.ratio(&same) - 1.0).abs() < 1e-3 && degrees.ratio(&orthogonal).abs() < 1e-12);
+        assert!(
+            (degrees.ratio(&same) - 1.0).abs() < 1e-3 && degrees.ratio(&orthogonal).abs() < 1e-12
+        );
     }
 
     #[test]
@@ -130,7 +165,14 @@ mod tests {
         assert_eq!(COSINE.ratio(&opposed), 0.0);
         let wide = Gram::of_slices(&[&[1.0, 0.0], &[-0.5, 0.75_f32.sqrt()]]);
         assert!(COSINE.ratio(&wide) < -1.9);
-        assert_eq!(Rule { clamp: true, ..COSINE }.ratio(&wide), 0.0);
+        assert_eq!(
+            Rule {
+                clamp: true,
+                ..COSINE
+            }
+            .ratio(&wide),
+            0.0
+        );
         assert_eq!(COSINE.ratio(&Gram::of_slices(&[&[0.0], &[0.0]])), 0.0);
     }
 }

@@ -9,7 +9,8 @@ use merganser_kernels::{angle, elementwise};
 
 use crate::gram::Gram;
 use crate::{
-    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup, View,
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -26,7 +27,13 @@ static INFO: MethodInfo = MethodInfo {
     parameters: &[
         Parameter::weight(),
         Parameter::flag("normalize_weights", true, "divide the weights by their sum"),
-        Parameter::float("eps", Scope::Shared, (0.0, 1.0), 1e-8, "added to norms; below it a mean direction is none"),
+        Parameter::float(
+            "eps",
+            Scope::Shared,
+            (0.0, 1.0),
+            1e-8,
+            "added to norms; below it a mean direction is none",
+        ),
     ],
 };
 
@@ -35,12 +42,20 @@ impl Method for Multislerp {
         &INFO
     }
 
-    fn check(&self, _shape: &[usize], base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         let weights: Vec<f64> = (0..settings.inputs.len())
             .filter(|i| Some(*i) != base)
             .map(|i| settings.input_float(i, "weight").unwrap_or(0.0))
             .collect();
-        if settings.flag("normalize_weights") && weights.len() > 1 && weights.iter().sum::<f64>() == 0.0 {
+        if settings.flag("normalize_weights")
+            && weights.len() > 1
+            && weights.iter().sum::<f64>() == 0.0
+        {
             return Err("the weights sum to 0, so they cannot be normalised; \
                         change them or set normalize_weights: false"
                 .into());
@@ -52,17 +67,29 @@ impl Method for Multislerp {
         2
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let others = group.others();
         if let [only] = others[..] {
-            return Ok(Program::values(move |block, out| out.copy_from_slice(block.input(only))));
+            return Ok(Program::values(move |block, out| {
+                out.copy_from_slice(block.input(only));
+            }));
         }
         let mut weights = group.other_floats("weight");
         if group.settings.flag("normalize_weights") {
             let total: f64 = weights.iter().sum();
-            weights.iter_mut().for_each(|w| *w /= total);
+            for w in &mut weights {
+                *w /= total;
+            }
         }
-        let view = if group.base.is_some() { View::Deltas } else { View::Values };
+        let view = if group.base.is_some() {
+            View::Deltas
+        } else {
+            View::Values
+        };
         let gram = Gram::of(group, view, &others)?;
         let coefficients = coefficients(&gram, &weights, group.settings.float("eps"))
             .ok_or_else(|| group.undefined("multislerp", CANCELLED))?;
@@ -85,8 +112,11 @@ const CANCELLED: &str = "the weighted directions of the models cancel, so they h
 fn coefficients(gram: &Gram, weights: &[f64], eps: f64) -> Option<Vec<f32>> {
     let norms = gram.norms();
     // Coefficients of Σ w_i u_i; a vector of norm 0 has no direction, and eps = 0 must not divide by it.
-    let mean: Vec<f64> =
-        weights.iter().zip(&norms).map(|(w, n)| if *n > 0.0 { w / (n + eps) } else { 0.0 }).collect();
+    let mean: Vec<f64> = weights
+        .iter()
+        .zip(&norms)
+        .map(|(w, n)| if *n > 0.0 { w / (n + eps) } else { 0.0 })
+        .collect();
     let length = gram.norm_of(&mean);
     if length > 0.0 && length >= eps {
         let radius: f64 = weights.iter().zip(&norms).map(|(w, n)| w * n).sum();
@@ -113,10 +143,16 @@ mod tests {
     #[test]
     fn directions_that_cancel() {
         let antipodal = Gram::of_slices(&[&[1.0], &[-1.0]]);
-        assert_eq!(coefficients(&antipodal, &[0.5, 0.5], 1e-8), Some(vec![0.5, 0.5]));
+        assert_eq!(
+            coefficients(&antipodal, &[0.5, 0.5], 1e-8),
+            Some(vec![0.5, 0.5])
+        );
         let three = Gram::of_slices(&[&[1.0], &[-1.0], &[0.0]]);
         assert_eq!(coefficients(&three, &[0.4, 0.4, 0.2], 1e-8), None);
         let zeros = Gram::of_slices(&[&[0.0], &[0.0], &[0.0]]);
-        assert_eq!(coefficients(&zeros, &[0.5, 0.25, 0.25], 1e-8), Some(vec![0.5, 0.25, 0.25]));
+        assert_eq!(
+            coefficients(&zeros, &[0.5, 0.25, 0.25], 1e-8),
+            Some(vec![0.5, 0.25, 0.25])
+        );
     }
 }

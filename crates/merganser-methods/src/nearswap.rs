@@ -6,7 +6,8 @@
 use merganser_kernels::swap;
 
 use crate::{
-    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Survey, TensorGroup,
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Survey,
+    TensorGroup,
 };
 
 /// See the module's documentation.
@@ -35,9 +36,15 @@ impl Method for Nearswap {
         &INFO
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let (base, [other]) = (group.base_index("nearswap")?, group.exactly("nearswap")?);
         let t = group.settings.float("t") as f32;
-        Ok(Program::values(move |block, out| swap::step_towards(out, block.input(base), block.input(other), t)))
+        Ok(Program::values(move |block, out| {
+            swap::step_towards(out, block.input(base), block.input(other), t);
+        }))
     }
 }

@@ -9,8 +9,8 @@ use merganser_kernels::{angle, elementwise};
 use crate::gram::Gram;
 use crate::slerp::arc;
 use crate::{
-    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Settings, Survey,
-    TensorGroup, View,
+    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -26,7 +26,11 @@ static INFO: MethodInfo = MethodInfo {
     inputs: Arity::exactly(2),
     parameters: &[
         Parameter::weight(),
-        Parameter::flag("nuslerp_flatten", true, "take the whole tensor as one vector"),
+        Parameter::flag(
+            "nuslerp_flatten",
+            true,
+            "take the whole tensor as one vector",
+        ),
         Parameter::flag(
             "nuslerp_row_wise",
             false,
@@ -44,21 +48,39 @@ impl Method for Nuslerp {
     }
 
     fn passes(&self, settings: &Settings) -> u32 {
-        if settings.flag("nuslerp_flatten") || settings.flag("nuslerp_row_wise") { 2 } else { 1 }
+        if settings.flag("nuslerp_flatten") || settings.flag("nuslerp_row_wise") {
+            2
+        } else {
+            1
+        }
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let others = group.exactly::<2>("nuslerp")?;
-        let view = if group.base.is_some() { View::Deltas } else { View::Values };
+        let view = if group.base.is_some() {
+            View::Deltas
+        } else {
+            View::Values
+        };
         let weights = group.other_floats("weight");
         let t = position(weights[0], weights[1]);
         let settings = group.settings;
         if settings.flag("nuslerp_flatten") || group.shape.len() < 2 {
             let (w1, w2) = coefficients(&Gram::of(group, view, &others)?, t);
-            Ok(Program { view, ..Program::values(move |block, out| combine(block, 0..block.len(), w1, w2, out)) })
+            Ok(Program {
+                view,
+                ..Program::values(move |block, out| combine(block, 0..block.len(), w1, w2, out))
+            })
         } else if settings.flag("nuslerp_row_wise") {
             let columns = columns(group, view, t)?;
-            Ok(Program { view, ..Program::values(move |block, out| along_first(block, &columns, out)) })
+            Ok(Program {
+                view,
+                ..Program::values(move |block, out| along_first(block, &columns, out))
+            })
         } else {
             let row = group.row_len();
             Ok(Program {
@@ -71,23 +93,42 @@ impl Method for Nuslerp {
 }
 
 fn position(w1: f64, w2: f64) -> f64 {
-    if (w1 + w2).abs() < 1e-6 { 0.5 } else { w2 / (w1 + w2) }
+    if (w1 + w2).abs() < 1e-6 {
+        0.5
+    } else {
+        w2 / (w1 + w2)
+    }
 }
 
 fn coefficients(gram: &Gram, t: f64) -> (f32, f32) {
-    let (w1, w2) = sines(gram.product(0, 0), gram.product(1, 1), gram.product(0, 1), t);
+    let (w1, w2) = sines(
+        gram.product(0, 0),
+        gram.product(1, 1),
+        gram.product(0, 1),
+        t,
+    );
     (w1 as f32, w2 as f32)
 }
 
 fn sines(norm_sq_1: f64, norm_sq_2: f64, product: f64, t: f64) -> (f64, f64) {
     let cosine = product / (norm_sq_1.sqrt().max(TINY) * norm_sq_2.sqrt().max(TINY));
-    if 1.0 - cosine * cosine <= 1e-16 { (1.0 - t, t) } else { arc(angle::acos(cosine), t) }
+    if 1.0 - cosine * cosine <= 1e-16 {
+        (1.0 - t, t)
+    } else {
+        arc(angle::acos(cosine), t)
+    }
 }
 
 /// out = w1·v_1 + w2·v_2 (+ base) over a part of a block.
 fn combine(block: &Block<'_>, part: std::ops::Range<usize>, w1: f32, w2: f32, out: &mut [f32]) {
     let others = block.others();
-    elementwise::affine2(out, w1, &others[0][part.clone()], w2, &others[1][part.clone()]);
+    elementwise::affine2(
+        out,
+        w1,
+        &others[0][part.clone()],
+        w2,
+        &others[1][part.clone()],
+    );
     if block.has_base() {
         elementwise::add_assign(out, &block.base()[part]);
     }
@@ -104,7 +145,11 @@ fn along_last(block: &Block<'_>, row: usize, t: f64, out: &mut [f32]) {
 }
 
 /// The coefficients of every vector along the first dimension: (of v_1, of v_2), each as long as an item.
-fn columns(group: &TensorGroup<'_>, view: View, t: f64) -> Result<(Vec<f32>, Vec<f32>), MethodError> {
+fn columns(
+    group: &TensorGroup<'_>,
+    view: View,
+    t: f64,
+) -> Result<(Vec<f32>, Vec<f32>), MethodError> {
     let item = group.item_len();
     let runs = group.scan_runs(
         Grain::Elements,
@@ -144,7 +189,12 @@ fn along_first(block: &Block<'_>, (w1, w2): &(Vec<f32>, Vec<f32>), out: &mut [f3
 
 /// Cuts `len` elements from flat index `start` on at the borders of items of `item` elements: calls `visit` with each
 /// part and the place of its first element in its item.
-fn for_each_item(start: usize, len: usize, item: usize, mut visit: impl FnMut(std::ops::Range<usize>, usize)) {
+fn for_each_item(
+    start: usize,
+    len: usize,
+    item: usize,
+    mut visit: impl FnMut(std::ops::Range<usize>, usize),
+) {
     let mut at = 0;
     while at < len {
         let first = (start + at) % item;
@@ -160,7 +210,10 @@ mod tests {
 
     #[test]
     fn weights_give_the_position() {
-        assert_eq!((position(1.0, 3.0), position(1.0, -1.0), position(0.0, 0.0)), (0.75, 0.5, 0.5));
+        assert_eq!(
+            (position(1.0, 3.0), position(1.0, -1.0), position(0.0, 0.0)),
+            (0.75, 0.5, 0.5)
+        );
     }
 
     #[test]

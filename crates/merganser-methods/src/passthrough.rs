@@ -1,7 +1,8 @@
 //! The single input itself, optionally times a factor: the method of frankenmerges.
 
 use crate::{
-    Arity, BasePolicy, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup,
+    Arity, BasePolicy, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup,
 };
 
 /// See the module's documentation.
@@ -18,7 +19,10 @@ static INFO: MethodInfo = MethodInfo {
     parameters: &[Parameter {
         name: "scale",
         scope: Scope::PerInput,
-        kind: Kind::Float { min: f64::NEG_INFINITY, max: f64::INFINITY },
+        kind: Kind::Float {
+            min: f64::NEG_INFINITY,
+            max: f64::INFINITY,
+        },
         default: None,
         required: false,
         summary: "factor; without it the bytes are copied",
@@ -38,8 +42,15 @@ impl Method for Passthrough {
         u32::from(!self.is_copy(settings))
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
-        let scale = group.settings.input_float(0, "scale").map(|scale| scale as f32);
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
+        let scale = group
+            .settings
+            .input_float(0, "scale")
+            .map(|scale| scale as f32);
         Ok(Program::values(move |block, out| {
             out.copy_from_slice(block.input(0));
             if let Some(scale) = scale {

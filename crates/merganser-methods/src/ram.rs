@@ -7,8 +7,8 @@
 use merganser_kernels::compete;
 
 use crate::{
-    Arity, BasePolicy, Grain, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey,
-    TensorGroup, View,
+    Arity, BasePolicy, Grain, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// `ram`: see the module's documentation.
@@ -17,8 +17,13 @@ pub(crate) struct Ram;
 /// `ramplus_tl`: see the module's documentation.
 pub(crate) struct RamPlus;
 
-const EPSILON: Parameter =
-    Parameter::float("epsilon", Scope::Shared, (0.0, f64::INFINITY), 1e-5, "largest change that counts as none");
+const EPSILON: Parameter = Parameter::float(
+    "epsilon",
+    Scope::Shared,
+    (0.0, f64::INFINITY),
+    1e-5,
+    "largest change that counts as none",
+);
 
 static RAM: MethodInfo = MethodInfo {
     name: "ram",
@@ -41,8 +46,20 @@ static RAM_PLUS: MethodInfo = MethodInfo {
     inputs: Arity::at_least(1),
     parameters: &[
         EPSILON,
-        Parameter::float("r", Scope::Shared, (f64::NEG_INFINITY, f64::INFINITY), 0.1, "strength of the bonus"),
-        Parameter::float("alpha", Scope::Shared, (0.0, f64::INFINITY), 0.2, "largest ratio of shared to unique"),
+        Parameter::float(
+            "r",
+            Scope::Shared,
+            (f64::NEG_INFINITY, f64::INFINITY),
+            0.1,
+            "strength of the bonus",
+        ),
+        Parameter::float(
+            "alpha",
+            Scope::Shared,
+            (0.0, f64::INFINITY),
+            0.2,
+            "largest ratio of shared to unique",
+        ),
     ],
 };
 
@@ -51,7 +68,11 @@ impl Method for Ram {
         &RAM
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         Ok(mean_of_active(group, vec![1.0; group.others().len()]))
     }
 }
@@ -65,19 +86,31 @@ impl Method for RamPlus {
         2
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let settings = group.settings;
         let (epsilon, count) = (settings.float("epsilon"), group.others().len());
         let parts = group.scan(
             Grain::Elements,
             View::Deltas,
             |_| (vec![0; count], vec![0; count]),
-            |(unique, shared), block| compete::count_active(&block.others(), epsilon as f32, unique, shared),
+            |(unique, shared), block| {
+                compete::count_active(&block.others(), epsilon as f32, unique, shared);
+            },
         )?;
         let alone = (0..count).map(|i| {
             let unique: u64 = parts.iter().map(|part| part.0[i]).sum();
             let shared: u64 = parts.iter().map(|part| part.1[i]).sum();
-            bonus(unique as f64, shared as f64, epsilon, settings.float("r"), settings.float("alpha")) as f32
+            bonus(
+                unique as f64,
+                shared as f64,
+                epsilon,
+                settings.float("r"),
+                settings.float("alpha"),
+            ) as f32
         });
         Ok(mean_of_active(group, alone.collect()))
     }

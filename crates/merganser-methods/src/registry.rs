@@ -39,5 +39,8 @@ pub fn registry() -> &'static [&'static dyn Method] {
 
 /// The method called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Method> {
-    METHODS.iter().copied().find(|method| method.info().name == name)
+    METHODS
+        .iter()
+        .copied()
+        .find(|method| method.info().name == name)
 }

@@ -70,7 +70,9 @@ impl Settings {
         if (0..tasks as i64).contains(&task) {
             return Ok(());
         }
-        Err(format!("task {task} does not exist: the models besides the base are numbered from 0, and there are {tasks}"))
+        Err(format!(
+            "task {task} does not exist: the models besides the base are numbered from 0, and there are {tasks}"
+        ))
     }
 
     /// A number of input `i`, if set.

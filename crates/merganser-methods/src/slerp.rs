@@ -9,7 +9,8 @@ use merganser_kernels::{angle, elementwise};
 
 use crate::gram::Gram;
 use crate::{
-    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup, View,
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -48,7 +49,11 @@ impl Method for Slerp {
         2
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let base = group.base_index("slerp")?;
         let [other] = group.exactly("slerp")?;
         let gram = Gram::of(group, View::Values, &[base, other])?;
@@ -60,16 +65,29 @@ impl Method for Slerp {
 }
 
 fn coefficients(gram: &Gram, t: f64) -> (f32, f32) {
-    let norm = |i| if gram.norm(i) > TINY { gram.norm(i) } else { 1.0 };
+    let norm = |i| {
+        if gram.norm(i) > TINY {
+            gram.norm(i)
+        } else {
+            1.0
+        }
+    };
     let cosine = (gram.product(0, 1) / (norm(0) * norm(1))).clamp(-1.0, 1.0);
-    let (wa, wc) = if cosine.abs() > PARALLEL { (1.0 - t, t) } else { arc(angle::acos(cosine), t) };
+    let (wa, wc) = if cosine.abs() > PARALLEL {
+        (1.0 - t, t)
+    } else {
+        arc(angle::acos(cosine), t)
+    };
     (wa as f32, wc as f32)
 }
 
 /// The two sine ratios of the slerp formula.
 pub(crate) fn arc(theta: f64, t: f64) -> (f64, f64) {
     let sine = angle::sin(theta);
-    (angle::sin((1.0 - t) * theta) / sine, angle::sin(t * theta) / sine)
+    (
+        angle::sin((1.0 - t) * theta) / sine,
+        angle::sin(t * theta) / sine,
+    )
 }
 
 #[cfg(test)]
@@ -88,7 +106,10 @@ mod tests {
     #[test]
     fn parallel_antiparallel_and_zero_vectors() {
         for (a, c) in [([1.0, 0.0], [2.0, 0.0]), ([1.0, 0.0], [-1.0, 0.0])] {
-            assert_eq!(coefficients(&Gram::of_slices(&[&a, &c]), 0.25), (0.75, 0.25));
+            assert_eq!(
+                coefficients(&Gram::of_slices(&[&a, &c]), 0.25),
+                (0.75, 0.25)
+            );
         }
         // Without a direction the angle is taken for a right one.
         let (wa, wc) = coefficients(&Gram::of_slices(&[&[0.0, 0.0], &[1.0, 0.0]]), 0.5);

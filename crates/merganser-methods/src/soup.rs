@@ -9,7 +9,8 @@
 use merganser_kernels::elementwise;
 
 use crate::{
-    Arity, BasePolicy, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup,
+    Arity, BasePolicy, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup,
 };
 
 /// See the module's documentation.
@@ -27,12 +28,21 @@ static INFO: MethodInfo = MethodInfo {
         Parameter {
             name: "score",
             scope: Scope::PerInput,
-            kind: Kind::Float { min: f64::NEG_INFINITY, max: f64::INFINITY },
+            kind: Kind::Float {
+                min: f64::NEG_INFINITY,
+                max: f64::INFINITY,
+            },
             default: None,
             required: true,
             summary: "held-out score of the model; higher is better",
         },
-        Parameter::int("ingredients", (1, i64::MAX), 1, "how many of the best models are averaged").required(),
+        Parameter::int(
+            "ingredients",
+            (1, i64::MAX),
+            1,
+            "how many of the best models are averaged",
+        )
+        .required(),
     ],
 };
 
@@ -41,20 +51,40 @@ impl Method for GreedySoup {
         &INFO
     }
 
-    fn check(&self, _shape: &[usize], _base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        _base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         let (wanted, models) = (settings.int("ingredients"), settings.inputs.len());
         if wanted > models as i64 {
-            return Err(format!("ingredients: {wanted} is more than the {models} models of the recipe; lower it"));
+            return Err(format!(
+                "ingredients: {wanted} is more than the {models} models of the recipe; lower it"
+            ));
         }
         Ok(())
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let settings = group.settings;
-        let scores: Vec<f64> =
-            (0..settings.inputs.len()).map(|i| settings.input_float(i, "score").unwrap_or(f64::NEG_INFINITY)).collect();
+        let scores: Vec<f64> = (0..settings.inputs.len())
+            .map(|i| {
+                settings
+                    .input_float(i, "score")
+                    .unwrap_or(f64::NEG_INFINITY)
+            })
+            .collect();
         let mut chosen = ranked(&scores);
-        chosen.truncate(usize::try_from(settings.int("ingredients")).unwrap_or(1).max(1));
+        chosen.truncate(
+            usize::try_from(settings.int("ingredients"))
+                .unwrap_or(1)
+                .max(1),
+        );
         // In recipe order, so that the sum does not depend on the scores.
         chosen.sort_unstable();
         let weights = vec![1.0 / chosen.len() as f32; chosen.len()];
@@ -89,12 +119,21 @@ pub struct Soup {
 ///
 /// # Errors
 /// The first error of `evaluate`.
-pub fn greedy_soup<E>(scores: &[f64], mut evaluate: impl FnMut(&[usize]) -> Result<f64, E>) -> Result<Soup, E> {
+pub fn greedy_soup<E>(
+    scores: &[f64],
+    mut evaluate: impl FnMut(&[usize]) -> Result<f64, E>,
+) -> Result<Soup, E> {
     let order = ranked(scores);
     let Some((&best, rest)) = order.split_first() else {
-        return Ok(Soup { ingredients: Vec::new(), score: f64::NEG_INFINITY });
+        return Ok(Soup {
+            ingredients: Vec::new(),
+            score: f64::NEG_INFINITY,
+        });
     };
-    let mut soup = Soup { ingredients: vec![best], score: scores[best] };
+    let mut soup = Soup {
+        ingredients: vec![best],
+        score: scores[best],
+    };
     for &model in rest {
         soup.ingredients.push(model);
         let score = evaluate(&soup.ingredients)?;
@@ -117,16 +156,32 @@ mod tests {
         let mut tried = Vec::new();
         let soup = greedy_soup(&[0.5, 0.9, 0.7, 0.7], |models| {
             tried.push(models.to_vec());
-            Ok::<_, Infallible>(if models.contains(&3) { 0.1 } else { 0.9 + 0.01 * (models.len() - 1) as f64 })
+            Ok::<_, Infallible>(if models.contains(&3) {
+                0.1
+            } else {
+                0.9 + 0.01 * (models.len() - 1) as f64
+            })
         });
-        assert_eq!(soup, Ok(Soup { ingredients: vec![1, 2, 0], score: 0.92 }));
+        assert_eq!(
+            soup,
+            Ok(Soup {
+                ingredients: vec![1, 2, 0],
+                score: 0.92
+            })
+        );
         assert_eq!(tried, [vec![1, 2], vec![1, 2, 3], vec![1, 2, 0]]);
     }
 
     #[test]
     fn an_equal_score_is_no_improvement() {
         let soup = greedy_soup(&[1.0, 1.0], |_| Ok::<_, Infallible>(1.0));
-        assert_eq!(soup, Ok(Soup { ingredients: vec![0], score: 1.0 }));
+        assert_eq!(
+            soup,
+            Ok(Soup {
+                ingredients: vec![0],
+                score: 1.0
+            })
+        );
         let none = greedy_soup(&[], |_| Ok::<_, Infallible>(1.0)).map(|soup| soup.ingredients);
         assert_eq!(none, Ok(vec![]));
         assert_eq!(greedy_soup(&[1.0, 2.0], |_| Err("no data")), Err("no data"));

@@ -8,7 +8,8 @@
 use merganser_kernels::compete;
 
 use crate::{
-    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup,
+    Arity, BasePolicy, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup,
 };
 
 /// `consensus`: see the module's documentation.
@@ -45,7 +46,12 @@ static CONSENSUS: MethodInfo = MethodInfo {
     inputs: Arity::at_least(1),
     parameters: &[
         TALL_LAMBDA,
-        Parameter::int("threshold", (0, u32::MAX as i64), 2, "tasks that must need an element"),
+        Parameter::int(
+            "threshold",
+            (0, u32::MAX as i64),
+            2,
+            "tasks that must need an element",
+        ),
         LAMBDA,
     ],
 };
@@ -60,8 +66,13 @@ static TALL_MASK: MethodInfo = MethodInfo {
     inputs: Arity::at_least(1),
     parameters: &[
         TALL_LAMBDA,
-        Parameter::int("task", (0, i64::MAX), 0, "which model is rebuilt: 0 is the first one that is not the base")
-            .required(),
+        Parameter::int(
+            "task",
+            (0, i64::MAX),
+            0,
+            "which model is rebuilt: 0 is the first one that is not the base",
+        )
+        .required(),
         LAMBDA,
     ],
 };
@@ -71,7 +82,12 @@ impl Method for Consensus {
         &CONSENSUS
     }
 
-    fn check(&self, _shape: &[usize], base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         let (threshold, tasks) = (settings.int("threshold"), settings.tasks(base));
         if threshold > tasks as i64 {
             return Err(format!(
@@ -82,7 +98,11 @@ impl Method for Consensus {
         Ok(())
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let cuts = cuts(group);
         let threshold = group.settings.int("threshold") as u32;
         let lambda = group.settings.float("lambda") as f32;
@@ -97,11 +117,20 @@ impl Method for TallMask {
         &TALL_MASK
     }
 
-    fn check(&self, _shape: &[usize], base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         settings.check_task(base)
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let task = group.task("tall_mask")?;
         let cut = cuts(group)[task];
         let lambda = group.settings.float("lambda") as f32;
@@ -112,5 +141,9 @@ impl Method for TallMask {
 }
 
 fn cuts(group: &TensorGroup<'_>) -> Vec<f32> {
-    group.other_floats("tall_lambda").into_iter().map(|cut| cut as f32).collect()
+    group
+        .other_floats("tall_lambda")
+        .into_iter()
+        .map(|cut| cut as f32)
+        .collect()
 }

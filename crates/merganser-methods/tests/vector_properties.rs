@@ -11,7 +11,16 @@ mod support;
 use support::Merge;
 
 /// Shapes that a cut into chunks, blocks, rows or columns could get wrong; the last one has several chunks.
-const SHAPES: [&[usize]; 8] = [&[], &[1], &[7], &[3, 1], &[5, 9], &[2, 3, 4, 5], &[2100, 3], &[70, 2, 1000]];
+const SHAPES: [&[usize]; 8] = [
+    &[],
+    &[1],
+    &[7],
+    &[3, 1],
+    &[5, 9],
+    &[2, 3, 4, 5],
+    &[2100, 3],
+    &[70, 2, 1000],
+];
 
 /// A base and `count` fine-tunes of it.
 fn models(random: &mut Random, shape: &[usize], count: usize) -> Vec<Vec<f32>> {
@@ -38,7 +47,11 @@ fn check(merge: &Merge, expected: &[f64], what: &str) {
 fn for_each_shape(count: usize, mut visit: impl FnMut(&[usize], &[Vec<f32>], &str)) {
     let mut random = Random::new(17);
     for shape in SHAPES {
-        visit(shape, &models(&mut random, shape, count), &format!("shape {shape:?}"));
+        visit(
+            shape,
+            &models(&mut random, shape, count),
+            &format!("shape {shape:?}"),
+        );
     }
 }
 
@@ -47,17 +60,28 @@ fn slerp_and_nearswap() {
     for_each_shape(1, |shape, models, what| {
         let (base, xs, _) = exact(models);
         for t in [0.0, 0.3, 1.0, 1.5] {
-            let merge = Merge::new("slerp", 2, Some(0)).set("t", t).tensor("x", shape, models);
+            let merge = Merge::new("slerp", 2, Some(0))
+                .set("t", t)
+                .tensor("x", shape, models);
             check(&merge, &reference::slerp(&base, &xs[0], t), what);
-            let merge = Merge::new("nearswap", 2, Some(0)).set("t", t / 10.0).tensor("x", shape, models);
+            let merge = Merge::new("nearswap", 2, Some(0))
+                .set("t", t / 10.0)
+                .tensor("x", shape, models);
             check(&merge, &reference::nearswap(&base, &xs[0], t / 10.0), what);
         }
     });
     // Tensors that are not nearly parallel.
     let mut random = Random::new(3);
     let (a, c) = (random.normals(5000, 1.0), random.normals(5000, 2.0));
-    let merge = Merge::new("slerp", 2, Some(1)).set("t", 0.3).tensor("x", &[5000], &[c.clone(), a.clone()]);
-    check(&merge, &reference::slerp(&widen(&a), &widen(&c), 0.3), "wide angle");
+    let merge =
+        Merge::new("slerp", 2, Some(1))
+            .set("t", 0.3)
+            .tensor("x", &[5000], &[c.clone(), a.clone()]);
+    check(
+        &merge,
+        &reference::slerp(&widen(&a), &widen(&c), 0.3),
+        "wide angle",
+    );
 }
 
 /// nuslerp on whole tensors, rows and columns, with and without a base.
@@ -70,7 +94,13 @@ fn nuslerp() {
         let item = base.len() / items;
         for has_base in [false, true] {
             let (vs, skip) = if has_base { (&deltas, 0) } else { (&xs, 1) };
-            let with_base = |v: Vector| if has_base { reference::plus(&base, &v) } else { v };
+            let with_base = |v: Vector| {
+                if has_base {
+                    reference::plus(&base, &v)
+                } else {
+                    v
+                }
+            };
             let merge = || {
                 Merge::new("nuslerp", 3 - skip, has_base.then_some(0))
                     .set_others("weight", &[1.0, 3.0])
@@ -79,7 +109,11 @@ fn nuslerp() {
             let slerp = |a: &[f64], b: &[f64]| reference::nuslerp(a, b, 1.0, 3.0);
             check(&merge(), &with_base(slerp(&vs[0], &vs[1])), what);
 
-            let by_row: Vector = vs[0].chunks(row).zip(vs[1].chunks(row)).flat_map(|(a, b)| slerp(a, b)).collect();
+            let by_row: Vector = vs[0]
+                .chunks(row)
+                .zip(vs[1].chunks(row))
+                .flat_map(|(a, b)| slerp(a, b))
+                .collect();
             let rows = merge().set("nuslerp_flatten", false);
             // Rows of one or two elements can be parallel up to rounding, where the two formulas differ by it.
             check(&rows, &with_base(by_row), what);
@@ -91,8 +125,14 @@ fn nuslerp() {
                     by_column[i * item + column] = y;
                 }
             }
-            let by_column = if shape.len() < 2 { slerp(&vs[0], &vs[1]) } else { by_column };
-            let columns = merge().set("nuslerp_flatten", false).set("nuslerp_row_wise", true);
+            let by_column = if shape.len() < 2 {
+                slerp(&vs[0], &vs[1])
+            } else {
+                by_column
+            };
+            let columns = merge()
+                .set("nuslerp_flatten", false)
+                .set("nuslerp_row_wise", true);
             check(&columns, &with_base(by_column), what);
         }
     });
@@ -113,7 +153,8 @@ fn multislerp_and_karcher() {
             };
             let mean = reference::multislerp(&xs, &weights, normalize, 1e-3).expect("a direction");
             check(&merge(1, None), &mean, what);
-            let mean = reference::multislerp(&deltas, &weights, normalize, 1e-3).expect("a direction");
+            let mean =
+                reference::multislerp(&deltas, &weights, normalize, 1e-3).expect("a direction");
             check(&merge(0, Some(0)), &reference::plus(&base, &mean), what);
         }
         let merge = Merge::new("karcher", 3, None).tensor("x", shape, &models[1..]);
@@ -123,8 +164,14 @@ fn multislerp_and_karcher() {
     let wide: Vec<Vec<f32>> = (0..4).map(|_| random.normals(300, 1.0)).collect();
     let exact: Vec<Vector> = wide.iter().map(|x| widen(x)).collect();
     for steps in [0, 1, 10] {
-        let merge = Merge::new("karcher", 4, None).set("max_iter", steps).tensor("x", &[300], &wide);
-        check(&merge, &reference::karcher(&exact, steps as usize, 1e-5), "wide angles");
+        let merge = Merge::new("karcher", 4, None)
+            .set("max_iter", steps)
+            .tensor("x", &[300], &wide);
+        check(
+            &merge,
+            &reference::karcher(&exact, steps as usize, 1e-5),
+            "wide angles",
+        );
     }
 }
 
@@ -144,7 +191,11 @@ fn model_stock() {
         });
         // A short row can come near the pole of the ratio, where rounding is amplified without bound.
         if row > 4 {
-            check(&merge().set("filter_wise", true), &by_row.collect::<Vector>(), what);
+            check(
+                &merge().set("filter_wise", true),
+                &by_row.collect::<Vector>(),
+                what,
+            );
         }
     });
 }
@@ -154,23 +205,58 @@ fn methods_that_compare_task_vectors() {
     for_each_shape(3, |shape, models, what| {
         let (base, _, deltas) = exact(models);
         let merge = |method| Merge::new(method, 4, Some(0)).tensor("x", shape, models);
-        check(&merge("ram").set("epsilon", 0.08), &reference::ram(&base, &deltas, f64::from(0.08_f32)), what);
+        check(
+            &merge("ram").set("epsilon", 0.08),
+            &reference::ram(&base, &deltas, f64::from(0.08_f32)),
+            what,
+        );
         let bonus = reference::ramplus_tl(&base, &deltas, f64::from(0.08_f32), 0.5, 3.0);
-        check(&merge("ramplus_tl").set("epsilon", 0.08).set("r", 0.5).set("alpha", 3.0), &bonus, what);
-        check(&merge("magmax").set("lambda", 0.5), &reference::magmax(&base, &deltas, 0.5), what);
+        check(
+            &merge("ramplus_tl")
+                .set("epsilon", 0.08)
+                .set("r", 0.5)
+                .set("alpha", 3.0),
+            &bonus,
+            what,
+        );
+        check(
+            &merge("magmax").set("lambda", 0.5),
+            &reference::magmax(&base, &deltas, 0.5),
+            what,
+        );
         let cuts = [0.25, 0.5, 0.75];
         let consensus = reference::consensus(&base, &deltas, &cuts, 2, 0.5);
-        check(&merge("consensus").set_others("tall_lambda", &cuts).set("lambda", 0.5), &consensus, what);
+        check(
+            &merge("consensus")
+                .set_others("tall_lambda", &cuts)
+                .set("lambda", 0.5),
+            &consensus,
+            what,
+        );
         let localized = reference::tall_localized(&base, &deltas, 2, 0.75, 0.5);
-        let tall = merge("tall_mask").set_others("tall_lambda", &cuts).set("task", 2).set("lambda", 0.5);
+        let tall = merge("tall_mask")
+            .set_others("tall_lambda", &cuts)
+            .set("task", 2)
+            .set("lambda", 0.5);
         check(&tall, &localized, what);
         let emr = reference::emr(&deltas);
         check(&merge("emr"), &reference::plus(&base, &emr.unified), what);
         let factor = reference::emr_rescalers(std::slice::from_ref(&deltas))[1];
-        let own = emr.unified.iter().zip(&emr.masks[1]).map(|(u, kept)| if *kept { factor * u } else { 0.0 });
+        let own = emr
+            .unified
+            .iter()
+            .zip(&emr.masks[1])
+            .map(|(u, kept)| if *kept { factor * u } else { 0.0 });
         let rebuilt = reference::plus(&base, &own.collect::<Vector>());
         for rescaler in ["mean", "total"] {
-            check(&merge("emr").set("output", "task").set("task", 1).set("rescaler", rescaler), &rebuilt, what);
+            check(
+                &merge("emr")
+                    .set("output", "task")
+                    .set("task", 1)
+                    .set("rescaler", rescaler),
+                &rebuilt,
+                what,
+            );
         }
     });
 }
@@ -180,15 +266,29 @@ fn fisher() {
     for_each_shape(2, |shape, models, what| {
         let (_, xs, _) = exact(models);
         let mut random = Random::new(5);
-        let information: Vec<Vec<f32>> =
-            (0..2).map(|_| random.normals(xs[0].len(), 1e-3).iter().map(|x| x * x).collect()).collect();
+        let information: Vec<Vec<f32>> = (0..2)
+            .map(|_| {
+                random
+                    .normals(xs[0].len(), 1e-3)
+                    .iter()
+                    .map(|x| x * x)
+                    .collect()
+            })
+            .collect();
         let exact: Vec<Vector> = information.iter().map(|f| widen(f)).collect();
         let norms: Vector = exact.iter().map(|f| reference::norm(f)).collect();
         let weights = [0.7, 0.2];
-        for (normalize, variant, favor_target) in
-            [(true, "mergelm", true), (false, "mergelm", true), (true, "matena", true), (false, "matena", false)]
-        {
-            let form = if variant == "matena" { Information::Matena { favor_target } } else { Information::MergeLm };
+        for (normalize, variant, favor_target) in [
+            (true, "mergelm", true),
+            (false, "mergelm", true),
+            (true, "matena", true),
+            (false, "matena", false),
+        ] {
+            let form = if variant == "matena" {
+                Information::Matena { favor_target }
+            } else {
+                Information::MergeLm
+            };
             let norms = normalize.then_some(norms.as_slice());
             let merge = Merge::new("fisher", 2, None)
                 .set_others("weight", &weights)
@@ -196,7 +296,11 @@ fn fisher() {
                 .set("normalize", normalize)
                 .set("favor_target", favor_target)
                 .tensor_with("x", shape, &models[1..], &information);
-            check(&merge, &reference::fisher(&xs, &exact, &weights, norms, f64::from(1e-6_f32), form), what);
+            check(
+                &merge,
+                &reference::fisher(&xs, &exact, &weights, norms, f64::from(1e-6_f32), form),
+                what,
+            );
         }
     });
 }
@@ -214,43 +318,91 @@ fn limits() {
             Merge::new(method, inputs.len(), base).tensor("x", shape, &inputs)
         };
         let same = |merge: Merge, expected: &[f32]| check(&merge, &widen(expected), what);
-        same(Merge::new("slerp", 2, Some(0)).set("t", 0.0).tensor("x", shape, models), base);
-        same(Merge::new("slerp", 2, Some(0)).set("t", 1.0).tensor("x", shape, models), x);
+        same(
+            Merge::new("slerp", 2, Some(0))
+                .set("t", 0.0)
+                .tensor("x", shape, models),
+            base,
+        );
+        same(
+            Merge::new("slerp", 2, Some(0))
+                .set("t", 1.0)
+                .tensor("x", shape, models),
+            x,
+        );
         same(twice(None, "nuslerp").set_others("weight", &[1.0, 2.0]), x);
-        same(twice(Some(0), "nuslerp").set_others("weight", &[1.0, 2.0]), x);
-        same(twice(None, "multislerp").set_others("weight", &[1.0, 2.0]), x);
+        same(
+            twice(Some(0), "nuslerp").set_others("weight", &[1.0, 2.0]),
+            x,
+        );
+        same(
+            twice(None, "multislerp").set_others("weight", &[1.0, 2.0]),
+            x,
+        );
         same(twice(None, "karcher"), x);
         same(twice(Some(0), "model_stock"), x);
-        same(twice(Some(0), "ram"), x);
+        same(twice(Some(0), "ram").set("epsilon", 0.0), x);
         same(twice(Some(0), "magmax"), x);
         same(twice(Some(0), "magmax").set("lambda", 0.0), base);
         same(twice(Some(0), "consensus").set("lambda", 0.5), x);
         same(twice(Some(0), "consensus").set("lambda", 0.0), base);
         same(twice(Some(0), "emr"), x);
-        same(twice(Some(0), "emr").set("output", "task").set("task", 1), x);
-        same(twice(None, "greedy_soup").set_others("score", &[1.0, 2.0]).set("ingredients", 2), x);
-        same(Merge::new("multislerp", 1, None).set_others("weight", &[0.3]).tensor("x", shape, &models[1..]), x);
-        same(Merge::new("karcher", 1, None).tensor("x", shape, &models[1..]), x);
-        same(Merge::new("passthrough", 1, None).tensor("x", shape, &models[1..]), x);
+        same(
+            twice(Some(0), "emr").set("output", "task").set("task", 1),
+            x,
+        );
+        same(
+            twice(None, "greedy_soup")
+                .set_others("score", &[1.0, 2.0])
+                .set("ingredients", 2),
+            x,
+        );
+        same(
+            Merge::new("multislerp", 1, None)
+                .set_others("weight", &[0.3])
+                .tensor("x", shape, &models[1..]),
+            x,
+        );
+        same(
+            Merge::new("karcher", 1, None).tensor("x", shape, &models[1..]),
+            x,
+        );
+        same(
+            Merge::new("passthrough", 1, None).tensor("x", shape, &models[1..]),
+            x,
+        );
         let halved: Vec<f32> = x.iter().map(|x| x / 2.0).collect();
-        same(Merge::new("passthrough", 1, None).set_input(0, "scale", 0.5).tensor("x", shape, &models[1..]), &halved);
+        same(
+            Merge::new("passthrough", 1, None)
+                .set_input(0, "scale", 0.5)
+                .tensor("x", shape, &models[1..]),
+            &halved,
+        );
     });
 }
 
 /// Every method of this file with settings that work for any input, on the given models (the base first).
 fn all_methods(shape: &[usize], models: &[Vec<f32>]) -> Vec<Merge> {
     let count = models.len() - 1;
-    let with = |method, n: usize| Merge::new(method, n + 1, Some(0)).tensor("x", shape, &models[..=n]);
+    let with =
+        |method, n: usize| Merge::new(method, n + 1, Some(0)).tensor("x", shape, &models[..=n]);
     let without = |method, n: usize| Merge::new(method, n, None).tensor("x", shape, &models[1..=n]);
     let weights = vec![0.5; count];
-    let information: Vec<Vec<f32>> =
-        models[1..].iter().map(|x| x.iter().map(|x| x * x).collect()).collect();
+    let information: Vec<Vec<f32>> = models[1..]
+        .iter()
+        .map(|x| x.iter().map(|x| x * x).collect())
+        .collect();
     vec![
         with("slerp", 1).set("t", 0.3),
         with("nearswap", 1).set("t", 0.01),
         with("nuslerp", 2).set_others("weight", &weights[..2]),
-        without("nuslerp", 2).set_others("weight", &weights[..2]).set("nuslerp_flatten", false),
-        with("nuslerp", 2).set_others("weight", &weights[..2]).set("nuslerp_flatten", false).set("nuslerp_row_wise", true),
+        without("nuslerp", 2)
+            .set_others("weight", &weights[..2])
+            .set("nuslerp_flatten", false),
+        with("nuslerp", 2)
+            .set_others("weight", &weights[..2])
+            .set("nuslerp_flatten", false)
+            .set("nuslerp_row_wise", true),
         with("multislerp", count).set_others("weight", &weights),
         without("karcher", count),
         with("model_stock", count),
@@ -264,13 +416,13 @@ fn all_methods(shape: &[usize], models: &[Vec<f32>]) -> Vec<Merge> {
         with("emr", count),
         with("emr", count).set("output", "task"),
         Merge::new("fisher", count, None).tensor_with("x", shape, &models[1..], &information),
-        Merge::new("fisher", count, None).set("variant", "matena").set("floor", 0.0).tensor_with(
-            "x",
-            shape,
-            &models[1..],
-            &information,
-        ),
-        without("greedy_soup", count).set_others("score", &weights).set("ingredients", 2),
+        Merge::new("fisher", count, None)
+            .set("variant", "matena")
+            .set("floor", 0.0)
+            .tensor_with("x", shape, &models[1..], &information),
+        without("greedy_soup", count)
+            .set_others("score", &weights)
+            .set("ingredients", 2),
     ]
 }
 
@@ -308,12 +460,26 @@ fn the_bits_are_always_the_same() {
         let models = models(&mut random, shape, 3);
         for merge in all_methods(shape, &models) {
             let bits = || merge.one().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            let pool = |threads| {
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .expect("threads")
+            };
             let expected = pool(1).install(bits);
-            assert!(pool(2).install(bits) == expected, "{}: two threads", merge.method.info().name);
+            assert!(
+                pool(2).install(bits) == expected,
+                "{}: two threads",
+                merge.method.info().name
+            );
             for level in simd::available() {
                 let got = pool(1).install(|| simd::with_level(level, bits));
-                assert!(got == expected, "{}: {}", merge.method.info().name, level.name());
+                assert!(
+                    got == expected,
+                    "{}: {}",
+                    merge.method.info().name,
+                    level.name()
+                );
             }
         }
     }
@@ -323,21 +489,58 @@ fn the_bits_are_always_the_same() {
 fn refusals_say_what_to_do() {
     let x = || vec![vec![1.0, 2.0], vec![2.0, 1.0], vec![3.0, 5.0]];
     let refused = |merge: Merge, words: &str| {
-        let reason = merge.tensor("x", &[2], &x()).try_run().expect_err("a refusal");
+        let reason = merge
+            .tensor("x", &[2], &x())
+            .try_run()
+            .expect_err("a refusal");
         assert!(reason.contains(words), "{reason}");
     };
-    refused(Merge::new("multislerp", 3, None).set_others("weight", &[1.0, -1.0, 0.0]), "weights sum to 0");
-    refused(Merge::new("consensus", 3, Some(0)).set("threshold", 3), "lower it");
-    refused(Merge::new("tall_mask", 3, Some(0)).set("task", 2), "task 2 does not exist");
-    refused(Merge::new("emr", 3, Some(0)).set("output", "task").set("task", 7), "task 7 does not exist");
+    refused(
+        Merge::new("multislerp", 3, None).set_others("weight", &[1.0, -1.0, 0.0]),
+        "weights sum to 0",
+    );
+    refused(
+        Merge::new("consensus", 3, Some(0)).set("threshold", 3),
+        "lower it",
+    );
+    refused(
+        Merge::new("tall_mask", 3, Some(0)).set("task", 2),
+        "task 2 does not exist",
+    );
+    refused(
+        Merge::new("emr", 3, Some(0))
+            .set("output", "task")
+            .set("task", 7),
+        "task 7 does not exist",
+    );
     refused(Merge::new("fisher", 3, None), "no Fisher information");
-    refused(Merge::new("fisher", 3, None).set_others("weight", &[0.0; 3]).set("normalize", false), "all weights are 0");
-    refused(Merge::new("greedy_soup", 3, None).set_others("score", &[1.0; 3]).set("ingredients", 4), "lower it");
-    refused(Merge::new("slerp", 3, Some(0)).set("t", 0.5), "takes 1 models besides the base, not 2");
+    refused(
+        Merge::new("fisher", 3, None)
+            .set_others("weight", &[0.0; 3])
+            .set("normalize", false),
+        "all weights are 0",
+    );
+    refused(
+        Merge::new("greedy_soup", 3, None)
+            .set_others("score", &[1.0; 3])
+            .set("ingredients", 4),
+        "lower it",
+    );
+    refused(
+        Merge::new("slerp", 3, Some(0)).set("t", 0.5),
+        "takes 1 models besides the base, not 2",
+    );
     refused(Merge::new("slerp", 3, None).set("t", 0.5), "base_model");
     let opposed = [vec![1.0, 2.0], vec![-1.0, -2.0], vec![0.0, 0.0]];
-    let merge = Merge::new("multislerp", 3, None).set_others("weight", &[1.0; 3]).tensor("x", &[2], &opposed);
-    assert!(merge.try_run().expect_err("no direction").contains("cancel"));
+    let merge = Merge::new("multislerp", 3, None)
+        .set_others("weight", &[1.0; 3])
+        .tensor("x", &[2], &opposed);
+    assert!(
+        merge
+            .try_run()
+            .expect_err("no direction")
+            .contains("cancel")
+    );
 }
 
 /// Models in another order give the same result up to rounding.
@@ -345,12 +548,27 @@ fn assert_order_does_not_matter(method: &str, models: &[Vec<f32>]) {
     let len = models[0].len();
     let merge = |models: Vec<Vec<f32>>| {
         let merge = Merge::new(method, 4, Some(0));
-        let weighted = merge.method.info().parameters.iter().any(|parameter| parameter.name == "weight");
-        let merge = if weighted { merge.set_others("weight", &[1.0; 3]) } else { merge };
+        let weighted = merge
+            .method
+            .info()
+            .parameters
+            .iter()
+            .any(|parameter| parameter.name == "weight");
+        let merge = if weighted {
+            merge.set_others("weight", &[1.0; 3])
+        } else {
+            merge
+        };
         merge.tensor("x", &[len], &models).one()
     };
     let there = merge(models.to_vec());
-    let back = merge([&models[..1], &[models[3].clone(), models[1].clone(), models[2].clone()]].concat());
+    let back = merge(
+        [
+            &models[..1],
+            &[models[3].clone(), models[1].clone(), models[2].clone()],
+        ]
+        .concat(),
+    );
     assert_close(&there, &widen(&back), 1e-5, 1e-5, method);
 }
 

@@ -25,7 +25,7 @@ pub fn write(folder: &Path, config: &Value, tensors: &[Entry<'_>]) {
 /// Writes `config.json`, shards of `per_shard` tensors each (in the given order) and their index into `folder`.
 ///
 /// # Panics
-/// As [`write`], and if `per_shard` is 0.
+/// As [`write()`], and if `per_shard` is 0.
 pub fn write_sharded(folder: &Path, config: &Value, tensors: &[Entry<'_>], per_shard: usize) {
     write_config(folder, config);
     let shards = tensors.chunks(per_shard);
@@ -49,7 +49,7 @@ pub fn write_sharded(folder: &Path, config: &Value, tensors: &[Entry<'_>], per_s
 /// Writes one safetensors file.
 ///
 /// # Panics
-/// As [`write`].
+/// As [`write()`].
 pub fn write_file(path: &Path, tensors: &[Entry<'_>]) {
     let encoded: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use merganser_methods::{
-    BasePolicy, Encoding, Float, Input, Kind, Memory, Method, Program, Scope, Settings, Source, Survey, TensorGroup,
-    Value, find,
+    BasePolicy, Encoding, Float, Input, Kind, Memory, Method, Program, Scope, Settings, Source,
+    Survey, TensorGroup, Value, find,
 };
 
 /// A merge of models in memory; the tensors of all models have the same names.
@@ -29,9 +29,14 @@ impl Merge {
     pub fn new(method: &str, models: usize, base: Option<usize>) -> Self {
         let method = find(method).unwrap_or_else(|| panic!("no method {method}"));
         let info = method.info();
-        let mut settings = Settings { shared: BTreeMap::new(), inputs: vec![BTreeMap::new(); models] };
+        let mut settings = Settings {
+            shared: BTreeMap::new(),
+            inputs: vec![BTreeMap::new(); models],
+        };
         for parameter in info.parameters {
-            let Some(default) = parameter.default else { continue };
+            let Some(default) = parameter.default else {
+                continue;
+            };
             if parameter.scope == Scope::Shared {
                 settings.shared.insert(parameter.name, default.into());
                 continue;
@@ -42,7 +47,12 @@ impl Merge {
                 }
             }
         }
-        Self { method, settings, base, tensors: Vec::new() }
+        Self {
+            method,
+            settings,
+            base,
+            tensors: Vec::new(),
+        }
     }
 
     /// Sets a shared parameter, which must exist and hold a value of its kind.
@@ -61,7 +71,9 @@ impl Merge {
 
     /// Sets a parameter of every input but the base.
     pub fn set_others<S: Into<Setting> + Copy>(mut self, name: &str, values: &[S]) -> Self {
-        let others: Vec<usize> = (0..self.settings.inputs.len()).filter(|i| Some(*i) != self.base).collect();
+        let others: Vec<usize> = (0..self.settings.inputs.len())
+            .filter(|i| Some(*i) != self.base)
+            .collect();
         assert_eq!(others.len(), values.len(), "one value a model");
         for (i, value) in others.into_iter().zip(values) {
             self = self.set_input(i, name, *value);
@@ -71,8 +83,12 @@ impl Merge {
 
     fn parameter(&self, name: &str, scope: Scope, value: &Setting) -> (&'static str, Value) {
         let info = self.method.info();
-        let parameter = info.parameters.iter().find(|parameter| parameter.name == name && parameter.scope == scope);
-        let parameter = parameter.unwrap_or_else(|| panic!("{} has no parameter {name} there", info.name));
+        let parameter = info
+            .parameters
+            .iter()
+            .find(|parameter| parameter.name == name && parameter.scope == scope);
+        let parameter =
+            parameter.unwrap_or_else(|| panic!("{} has no parameter {name} there", info.name));
         let fits = match (&value.0, parameter.kind) {
             (Value::Float(x), Kind::Float { min, max }) => (min..=max).contains(x),
             (Value::Int(x), Kind::Int { min, max }) => (min..=max).contains(x),
@@ -90,17 +106,33 @@ impl Merge {
     }
 
     /// Adds a tensor and its companions.
-    pub fn tensor_with(mut self, name: &str, shape: &[usize], inputs: &[Vec<f32>], companions: &[Vec<f32>]) -> Self {
-        assert_eq!(inputs.len(), self.settings.inputs.len(), "one tensor a model");
+    pub fn tensor_with(
+        mut self,
+        name: &str,
+        shape: &[usize],
+        inputs: &[Vec<f32>],
+        companions: &[Vec<f32>],
+    ) -> Self {
+        assert_eq!(
+            inputs.len(),
+            self.settings.inputs.len(),
+            "one tensor a model"
+        );
         let bytes = |x: &Vec<f32>| {
-            assert_eq!(x.len(), shape.iter().product::<usize>(), "the shape of {name}");
+            assert_eq!(
+                x.len(),
+                shape.iter().product::<usize>(),
+                "the shape of {name}"
+            );
             x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()
         };
         self.tensors.push(Tensor {
             name: name.to_owned(),
             shape: shape.to_vec(),
             inputs: inputs.iter().map(bytes).collect(),
-            companions: (0..inputs.len()).map(|i| companions.get(i).map(bytes)).collect(),
+            companions: (0..inputs.len())
+                .map(|i| companions.get(i).map(bytes))
+                .collect(),
         });
         self
     }
@@ -111,8 +143,14 @@ impl Merge {
             .tensors
             .iter()
             .map(|tensor| {
-                let inputs = tensor.inputs.iter().map(|bytes| Memory::new(Float::F32, bytes));
-                let companions = tensor.companions.iter().map(|c| c.as_ref().map(|b| Memory::new(Float::F32, b)));
+                let inputs = tensor
+                    .inputs
+                    .iter()
+                    .map(|bytes| Memory::new(Float::F32, bytes));
+                let companions = tensor
+                    .companions
+                    .iter()
+                    .map(|c| c.as_ref().map(|b| Memory::new(Float::F32, b)));
                 (inputs.collect(), companions.collect())
             })
             .collect();
@@ -147,7 +185,8 @@ impl Merge {
         if !self.method.needs_survey(&self.settings) {
             return Ok(Survey::default());
         }
-        self.with_groups(|groups| self.method.survey(groups)).map_err(|error| error.to_string())
+        self.with_groups(|groups| self.method.survey(groups))
+            .map_err(|error| error.to_string())
     }
 
     /// Merges every tensor; refusals come back as text.
@@ -158,7 +197,10 @@ impl Merge {
                 .iter()
                 .map(|group| {
                     self.method.check(group.shape, self.base, &self.settings)?;
-                    let program = self.method.prepare(group, &survey).map_err(|error| error.to_string())?;
+                    let program = self
+                        .method
+                        .prepare(group, &survey)
+                        .map_err(|error| error.to_string())?;
                     Ok((group.name.to_owned(), run_program(group, &program)?))
                 })
                 .collect()
@@ -168,7 +210,8 @@ impl Merge {
     /// Merges every tensor.
     #[track_caller]
     pub fn run(&self) -> BTreeMap<String, Vec<f32>> {
-        self.try_run().unwrap_or_else(|error| panic!("{}: {error}", self.method.info().name))
+        self.try_run()
+            .unwrap_or_else(|error| panic!("{}: {error}", self.method.info().name))
     }
 
     /// Merges the only tensor.
@@ -182,16 +225,28 @@ impl Merge {
 /// Runs a program to f32.
 pub fn run_program(group: &TensorGroup<'_>, program: &Program<'_>) -> Result<Vec<f32>, String> {
     let bytes = run_encoded(group, program, Encoding::Float(Float::F32))?;
-    let values: Vec<f32> = bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let values: Vec<f32> = bytes
+        .chunks(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
     assert_eq!(values.len(), group.elements(), "every element is written");
     Ok(values)
 }
 
 /// Runs a program and joins what it writes.
-pub fn run_encoded(group: &TensorGroup<'_>, program: &Program<'_>, encoding: Encoding) -> Result<Vec<u8>, String> {
-    let chunks = group.run(program, encoding, |start, bytes| Ok((start, bytes.to_vec())));
+pub fn run_encoded(
+    group: &TensorGroup<'_>,
+    program: &Program<'_>,
+    encoding: Encoding,
+) -> Result<Vec<u8>, String> {
+    let chunks = group.run(program, encoding, |start, bytes| {
+        Ok((start, bytes.to_vec()))
+    });
     let chunks = chunks.map_err(|error| error.to_string())?;
-    assert!(chunks.is_sorted_by_key(|(start, _)| *start), "chunks come back in order");
+    assert!(
+        chunks.is_sorted_by_key(|(start, _)| *start),
+        "chunks come back in order"
+    );
     Ok(chunks.into_iter().flat_map(|(_, bytes)| bytes).collect())
 }
 
