@@ -18,7 +18,8 @@ use merganser_kernels::special;
 use crate::select::Streams;
 use crate::sparsify::with_scratch;
 use crate::{
-    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Program, Settings, Survey, TensorGroup, View,
+    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Program, Settings, Survey,
+    TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -46,11 +47,17 @@ impl Method for ArceeFusion {
         3
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let divergences = divergences(group)?;
         let threshold = ordered_key(threshold(group, &divergences)?);
         Ok(Program::values(move |block, out| {
-            let Some(other) = block.others().first().copied() else { return out.copy_from_slice(block.base()) };
+            let Some(other) = block.others().first().copied() else {
+                return out.copy_from_slice(block.base());
+            };
             with_importances(group, &divergences, block, |importances| {
                 choose(out, block.base(), other, importances, threshold);
             });
@@ -59,20 +66,31 @@ impl Method for ArceeFusion {
 }
 
 fn choose(out: &mut [f32], base: &[f32], other: &[f32], importances: &[f32], threshold: u32) {
-    for (((out, &base), &other), &importance) in out.iter_mut().zip(base).zip(other).zip(importances) {
-        *out = if ordered_key(importance) >= threshold { other } else { base };
+    for (((out, &base), &other), &importance) in
+        out.iter_mut().zip(base).zip(other).zip(importances)
+    {
+        *out = if ordered_key(importance) >= threshold {
+            other
+        } else {
+            base
+        };
     }
 }
 
 /// K of every row.
 fn divergences(group: &TensorGroup<'_>) -> Result<Vec<f32>, MethodError> {
     let row = group.row_len().max(1);
-    let chunks = group.scan(Grain::Rows, View::Values, |_| Vec::new(), |found: &mut Vec<f32>, block| {
-        if let Some(other) = block.others().first() {
-            let rows = other.chunks(row).zip(block.base().chunks(row));
-            found.extend(rows.map(|(x, b)| special::softmax_divergence(x, b, EPSILON) as f32));
-        }
-    })?;
+    let chunks = group.scan(
+        Grain::Rows,
+        View::Values,
+        |_| Vec::new(),
+        |found: &mut Vec<f32>, block| {
+            if let Some(other) = block.others().first() {
+                let rows = other.chunks(row).zip(block.base().chunks(row));
+                found.extend(rows.map(|(x, b)| special::softmax_divergence(x, b, EPSILON) as f32));
+            }
+        },
+    )?;
     Ok(chunks.concat())
 }
 
@@ -84,7 +102,9 @@ fn threshold(group: &TensorGroup<'_>, divergences: &[f32]) -> Result<f32, Method
     let groups = [group];
     let keys = |_: usize, block: &Block<'_>, keys: &mut [Vec<u32>]| {
         keys[0].resize(block.len(), 0);
-        with_importances(group, divergences, block, |importances| ordered_keys(&mut keys[0], importances));
+        with_importances(group, divergences, block, |importances| {
+            ordered_keys(&mut keys[0], importances)
+        });
     };
     let place = |q: f64| (q * (len - 1) as f64) as u64;
     let ranks = [vec![place(0.25), place(0.5), place(0.75)]];
@@ -93,9 +113,16 @@ fn threshold(group: &TensorGroup<'_>, divergences: &[f32]) -> Result<f32, Method
     Ok(median + 1.5 * (q3 - q1))
 }
 
-fn with_importances(group: &TensorGroup<'_>, divergences: &[f32], block: &Block<'_>, work: impl FnOnce(&[f32])) {
+fn with_importances(
+    group: &TensorGroup<'_>,
+    divergences: &[f32],
+    block: &Block<'_>,
+    work: impl FnOnce(&[f32]),
+) {
     let row = group.row_len().max(1);
-    let (Some(other), base) = (block.others().first().copied(), block.base()) else { return };
+    let (Some(other), base) = (block.others().first().copied(), block.base()) else {
+        return;
+    };
     with_scratch(1, block.len(), |scratch| {
         let importances = &mut *scratch[0];
         let mut at = 0;
@@ -103,7 +130,12 @@ fn with_importances(group: &TensorGroup<'_>, divergences: &[f32], block: &Block<
             let index = block.start + at;
             let to = (at + row - index % row).min(block.len());
             let divergence = divergences.get(index / row).copied().unwrap_or(0.0);
-            special::scaled_distance(&mut importances[at..to], &other[at..to], &base[at..to], divergence);
+            special::scaled_distance(
+                &mut importances[at..to],
+                &other[at..to],
+                &base[at..to],
+                divergence,
+            );
             at = to;
         }
         work(importances);

@@ -5,12 +5,15 @@
 //! Davari and Belilovsky, "Model Breadcrumbs" (ECCV 2024).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{DENSITY, GAMMA, INT8_MASK, LAMBDA, NORMALIZE, rescale, TaskVectors};
+use crate::task_vectors::{DENSITY, GAMMA, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, rescale};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static BREADCRUMBS: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Outliers, elects: false };
+pub(crate) static BREADCRUMBS: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Outliers,
+    elects: false,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "breadcrumbs",

@@ -5,12 +5,18 @@
 //! Davari and Belilovsky, "Model Breadcrumbs" (ECCV 2024); election after Yadav et al. (NeurIPS 2023).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{AGGREGATE, DENSITY, ELECTION, GAMMA, INT8_MASK, LAMBDA, NORMALIZE, rescale, TaskVectors, ZERO_SUM};
+use crate::task_vectors::{
+    AGGREGATE, DENSITY, ELECTION, GAMMA, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, ZERO_SUM,
+    rescale,
+};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static BREADCRUMBS_TIES: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Outliers, elects: true };
+pub(crate) static BREADCRUMBS_TIES: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Outliers,
+    elects: true,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "breadcrumbs_ties",

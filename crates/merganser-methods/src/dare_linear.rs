@@ -7,12 +7,15 @@
 //! Yu et al., "Language Models are Super Mario" (ICML 2024).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{DENSITY, INT8_MASK, LAMBDA, NORMALIZE, rescale, TaskVectors};
+use crate::task_vectors::{DENSITY, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, rescale};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static DARE_LINEAR: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Random, elects: false };
+pub(crate) static DARE_LINEAR: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Random,
+    elects: false,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "dare_linear",

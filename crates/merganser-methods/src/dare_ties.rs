@@ -6,12 +6,17 @@
 //! Yu et al., "Language Models are Super Mario" (ICML 2024); election after Yadav et al. (NeurIPS 2023).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{AGGREGATE, DENSITY, ELECTION, INT8_MASK, LAMBDA, NORMALIZE, rescale, TaskVectors, ZERO_SUM};
+use crate::task_vectors::{
+    AGGREGATE, DENSITY, ELECTION, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, ZERO_SUM, rescale,
+};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static DARE_TIES: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Random, elects: true };
+pub(crate) static DARE_TIES: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Random,
+    elects: true,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "dare_ties",

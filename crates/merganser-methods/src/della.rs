@@ -8,12 +8,18 @@
 //! Deep et al., "DELLA-Merging" (2024).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{AGGREGATE, DENSITY, ELECTION, EPSILON, INT8_MASK, LAMBDA, NORMALIZE, rescale, TaskVectors, ZERO_SUM};
+use crate::task_vectors::{
+    AGGREGATE, DENSITY, ELECTION, EPSILON, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, ZERO_SUM,
+    rescale,
+};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static DELLA: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Rank, elects: true };
+pub(crate) static DELLA: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Rank,
+    elects: true,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "della",

@@ -5,12 +5,15 @@
 //! Deep et al., "DELLA-Merging" (2024).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{DENSITY, EPSILON, INT8_MASK, LAMBDA, NORMALIZE, rescale, TaskVectors};
+use crate::task_vectors::{DENSITY, EPSILON, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, rescale};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static DELLA_LINEAR: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Rank, elects: false };
+pub(crate) static DELLA_LINEAR: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Rank,
+    elects: false,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "della_linear",

@@ -21,8 +21,8 @@ use crate::select::Streams;
 use crate::sparsify::with_scratch;
 use crate::task_vectors::{LAMBDA, scope};
 use crate::{
-    Arity, BasePolicy, Block, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup,
-    View,
+    Arity, BasePolicy, Block, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -38,7 +38,13 @@ static INFO: MethodInfo = MethodInfo {
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
     parameters: &[
-        Parameter::float("ratio", Scope::Shared, (0.0, 1.0), 0.1, "share of each task vector that competes"),
+        Parameter::float(
+            "ratio",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.1,
+            "share of each task vector that competes",
+        ),
         LAMBDA,
         scope("model"),
     ],
@@ -62,7 +68,9 @@ impl Method for Pcb {
     fn survey(&self, groups: &[TensorGroup<'_>]) -> Result<Survey, MethodError> {
         let groups: Vec<&TensorGroup<'_>> = groups.iter().collect();
         let mut survey = Survey::default();
-        let Some(first) = groups.first() else { return Ok(survey) };
+        let Some(first) = groups.first() else {
+            return Ok(survey);
+        };
         let tasks = first.others().len();
         if let Some(other) = groups.iter().find(|group| group.others().len() != tasks) {
             return Err(undefined(
@@ -77,7 +85,9 @@ impl Method for Pcb {
         }
         let numbers = competitors(&groups)?
             .iter()
-            .flat_map(|c| [c.magnitudes.0, c.magnitudes.1, c.balances.0, c.balances.1].map(f64::from))
+            .flat_map(|c| {
+                [c.magnitudes.0, c.magnitudes.1, c.balances.0, c.balances.1].map(f64::from)
+            })
             .collect();
         survey.numbers.insert(COMPETITORS.to_owned(), numbers);
         Ok(survey)
@@ -87,11 +97,19 @@ impl Method for Pcb {
         3
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let competitors = if self.needs_survey(group.settings) {
             let numbers = survey.get(COMPETITORS);
             if numbers.len() != 4 * group.others().len() {
-                return Err(undefined(group, "the survey of the whole model is missing; take it over all tensors first".into()));
+                return Err(undefined(
+                    group,
+                    "the survey of the whole model is missing; take it over all tensors first"
+                        .into(),
+                ));
             }
             let competitor = |n: &[f64]| Competitor {
                 magnitudes: (n[0] as f32, n[1] as f32),
@@ -102,24 +120,35 @@ impl Method for Pcb {
             competitors(&[group])?
         };
         let lambda = group.settings.float("lambda") as f32;
-        Ok(Program::deltas(move |block, out| merge(block, &competitors, lambda, out)))
+        Ok(Program::deltas(move |block, out| {
+            merge(block, &competitors, lambda, out)
+        }))
     }
 }
 
 fn undefined(group: &TensorGroup<'_>, reason: String) -> MethodError {
-    MethodError::Undefined { method: INFO.name, tensor: group.name.to_owned(), reason }
+    MethodError::Undefined {
+        method: INFO.name,
+        tensor: group.name.to_owned(),
+        reason,
+    }
 }
 
 /// The thresholds of each task, over all the groups.
 fn competitors(groups: &[&TensorGroup<'_>]) -> Result<Vec<Competitor>, MethodError> {
     let len: u64 = groups.iter().map(|group| group.elements() as u64).sum();
     let (Some(first), true) = (groups.first(), len > 0) else {
-        return Ok(vec![Competitor::default(); groups.first().map_or(0, |group| group.others().len())]);
+        return Ok(vec![
+            Competitor::default();
+            groups.first().map_or(0, |group| group.others().len())
+        ]);
     };
     let (tasks, d) = (first.others().len(), len as f64);
     let lens = || vec![len; tasks];
     let select = |keys: &(dyn Fn(usize, &Block<'_>, &mut [Vec<u32>]) + Sync), ranks: [f64; 2]| {
-        let ranks = ranks.map(|rank| (rank.max(0.0) as u64).min(len - 1)).to_vec();
+        let ranks = ranks
+            .map(|rank| (rank.max(0.0) as u64).min(len - 1))
+            .to_vec();
         Streams::new(groups, View::Deltas, lens(), keys).select(&vec![ranks; tasks])
     };
     let magnitudes = |_: usize, block: &Block<'_>, keys: &mut [Vec<u32>]| {
@@ -128,11 +157,13 @@ fn competitors(groups: &[&TensorGroup<'_>]) -> Result<Vec<Competitor>, MethodErr
             magnitude_keys(keys, delta);
         }
     };
-    let range = |found: &[Statistic], number: fn(u32) -> f32| (number(found[0].key), number(found[1].key));
-    let magnitudes: Vec<(f32, f32)> = select(&magnitudes, [d * EXTREMES, d * (1.0 - EXTREMES) - 1.0])?
-        .iter()
-        .map(|found| range(found, key_to_magnitude))
-        .collect();
+    let range =
+        |found: &[Statistic], number: fn(u32) -> f32| (number(found[0].key), number(found[1].key));
+    let magnitudes: Vec<(f32, f32)> =
+        select(&magnitudes, [d * EXTREMES, d * (1.0 - EXTREMES) - 1.0])?
+            .iter()
+            .map(|found| range(found, key_to_magnitude))
+            .collect();
     let balances = |_: usize, block: &Block<'_>, keys: &mut [Vec<u32>]| {
         with_balances(block, &magnitudes, |task, balances| {
             keys[task].resize(block.len(), 0);
@@ -142,11 +173,22 @@ fn competitors(groups: &[&TensorGroup<'_>]) -> Result<Vec<Competitor>, MethodErr
     let ratio = first.settings.float("ratio");
     let balances = select(&balances, [d * (1.0 - ratio), d - 1.0])?;
     let balances = balances.iter().map(|found| range(found, key_to_ordered));
-    Ok(magnitudes.into_iter().zip(balances).map(|(magnitudes, balances)| Competitor { magnitudes, balances }).collect())
+    Ok(magnitudes
+        .into_iter()
+        .zip(balances)
+        .map(|(magnitudes, balances)| Competitor {
+            magnitudes,
+            balances,
+        })
+        .collect())
 }
 
 /// Shows the balances β of every task in turn, before they are clamped.
-fn with_balances(block: &Block<'_>, magnitudes: &[(f32, f32)], mut work: impl FnMut(usize, &[f32])) {
+fn with_balances(
+    block: &Block<'_>,
+    magnitudes: &[(f32, f32)],
+    mut work: impl FnMut(usize, &[f32]),
+) {
     let deltas = block.others();
     with_scratch(2, block.len(), |scratch| {
         let [total, balances] = scratch else { return };
@@ -163,11 +205,20 @@ fn with_balances(block: &Block<'_>, magnitudes: &[(f32, f32)], mut work: impl Fn
 
 fn merge(block: &Block<'_>, competitors: &[Competitor], lambda: f32, out: &mut [f32]) {
     let deltas = block.others();
-    let magnitudes: Vec<(f32, f32)> = competitors.iter().map(|competitor| competitor.magnitudes).collect();
+    let magnitudes: Vec<(f32, f32)> = competitors
+        .iter()
+        .map(|competitor| competitor.magnitudes)
+        .collect();
     let mut divisor = vec![0.0; block.len()];
     out.fill(0.0);
     with_balances(block, &magnitudes, |task, balances| {
-        special::add_competitor(out, &mut divisor, deltas[task], balances, &competitors[task]);
+        special::add_competitor(
+            out,
+            &mut divisor,
+            deltas[task],
+            balances,
+            &competitors[task],
+        );
     });
     for ((out, &base), &divisor) in out.iter_mut().zip(block.base()).zip(&divisor) {
         *out = base + lambda * (*out / divisor.max(LEAST_DIVISOR));

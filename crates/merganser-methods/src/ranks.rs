@@ -18,9 +18,15 @@ impl Rising {
     /// From density − ε at rank 0 to density + ε at rank len − 1; the density itself in a row of one.
     pub(crate) fn new(density: f64, epsilon: f64, len: usize) -> Self {
         if len < 2 {
-            return Self { low: density as f32, slope: 0.0 };
+            return Self {
+                low: density as f32,
+                slope: 0.0,
+            };
         }
-        Self { low: (density - epsilon) as f32, slope: (2.0 * epsilon / (len - 1) as f64) as f32 }
+        Self {
+            low: (density - epsilon) as f32,
+            slope: (2.0 * epsilon / (len - 1) as f64) as f32,
+        }
     }
 
     /// The probability of keeping the element of rank `rank`; never falls as the rank rises.
@@ -75,7 +81,10 @@ impl RankMask {
         }
         let mut before = 0;
         for (&count, bounds) in self.counts.iter().zip(&mut self.bounds) {
-            *bounds = [rising.at(before), rising.at((before + count).saturating_sub(1))];
+            *bounds = [
+                rising.at(before),
+                rising.at((before + count).saturating_sub(1)),
+            ];
             before += count;
         }
         // Every index is written and only the undecided advance: no branch depends on a random number.
@@ -87,7 +96,11 @@ impl RankMask {
             self.undecided[undecided] = i as u32;
             let open = (certain != possible) & (key != 0);
             undecided += usize::from(open);
-            *number = if open { *number } else { f32::from(u8::from(certain & (key != 0))) };
+            *number = if open {
+                *number
+            } else {
+                f32::from(u8::from(certain & (key != 0)))
+            };
         }
         if undecided > UNDECIDED {
             self.settle_by_sorting(rising, numbers, undecided);
@@ -127,7 +140,12 @@ impl RankMask {
     /// Sorts (key, index), which is the stable order of keys.
     fn sort(&mut self) {
         self.sorted.clear();
-        self.sorted.extend(self.keys.iter().enumerate().map(|(i, &key)| u64::from(key) << 32 | i as u64));
+        self.sorted.extend(
+            self.keys
+                .iter()
+                .enumerate()
+                .map(|(i, &key)| u64::from(key) << 32 | i as u64),
+        );
         self.sorted.sort_unstable();
     }
 }
@@ -143,7 +161,9 @@ mod tests {
         order.sort_by(|&a, &b| row[a].abs().total_cmp(&row[b].abs()));
         let mut mask = vec![0.0; row.len()];
         for (rank, &i) in order.iter().enumerate() {
-            mask[i] = f32::from(u8::from(numbers[i] < rising.at(rank as u32) && row[i] != 0.0));
+            mask[i] = f32::from(u8::from(
+                numbers[i] < rising.at(rank as u32) && row[i] != 0.0,
+            ));
         }
         mask
     }
@@ -169,7 +189,9 @@ mod tests {
 
     #[test]
     fn long_rows_with_many_ties_are_sorted() {
-        let numbers: Vec<f32> = (0..5000).map(|i| (i * 7919 % 5000) as f32 / 5000.0).collect();
+        let numbers: Vec<f32> = (0..5000)
+            .map(|i| (i * 7919 % 5000) as f32 / 5000.0)
+            .collect();
         check(&vec![-2.5; 5000], &numbers, 0.5, 0.4);
         let steps: Vec<f32> = (0..5000).map(|i| ((i * 31 % 7) - 3) as f32).collect();
         check(&steps, &numbers, 0.6, 0.3);

@@ -19,8 +19,8 @@ use crate::select::{Cut, Streams};
 use crate::sparsify::with_scratch;
 use crate::task_vectors::INT8_MASK;
 use crate::{
-    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey,
-    TensorGroup, View,
+    Arity, BasePolicy, Block, Grain, Method, MethodError, MethodInfo, Parameter, Program, Scope,
+    Settings, Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -55,10 +55,18 @@ impl Method for Sce {
     }
 
     fn passes(&self, settings: &Settings) -> u32 {
-        if settings.float("select_topk") < 1.0 { 3 } else { 2 }
+        if settings.float("select_topk") < 1.0 {
+            3
+        } else {
+            2
+        }
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, _survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        _survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let cut = selected(group, group.settings.float("select_topk"))?;
         let weights = energies(group, cut)?;
         Ok(Program::deltas(move |block, out| {
@@ -106,13 +114,18 @@ fn selected(group: &TensorGroup<'_>, share: f64) -> Result<Cut, MethodError> {
 /// Each model's share of the energy of the selected elements.
 fn energies(group: &TensorGroup<'_>, cut: Cut) -> Result<Vec<f32>, MethodError> {
     let tasks = group.others().len();
-    let chunks = group.scan(Grain::Elements, View::Deltas, |_| vec![0.0; tasks], |sums, block| {
-        with_selected(block, cut, |deltas| {
-            for (sum, delta) in sums.iter_mut().zip(deltas) {
-                *sum += reduce::norm_sq(delta);
-            }
-        });
-    })?;
+    let chunks = group.scan(
+        Grain::Elements,
+        View::Deltas,
+        |_| vec![0.0; tasks],
+        |sums, block| {
+            with_selected(block, cut, |deltas| {
+                for (sum, delta) in sums.iter_mut().zip(deltas) {
+                    *sum += reduce::norm_sq(delta);
+                }
+            });
+        },
+    )?;
     let mut energies = vec![0.0; tasks];
     for sums in chunks {
         for (energy, sum) in energies.iter_mut().zip(sums) {
@@ -120,8 +133,17 @@ fn energies(group: &TensorGroup<'_>, cut: Cut) -> Result<Vec<f32>, MethodError> 
         }
     }
     let total: f64 = energies.iter().sum();
-    let share = |energy: f64| if total < LEAST_ENERGY { 1.0 / tasks as f64 } else { energy / total };
-    Ok(energies.into_iter().map(|energy| share(energy) as f32).collect())
+    let share = |energy: f64| {
+        if total < LEAST_ENERGY {
+            1.0 / tasks as f64
+        } else {
+            energy / total
+        }
+    };
+    Ok(energies
+        .into_iter()
+        .map(|energy| share(energy) as f32)
+        .collect())
 }
 
 /// Shows the selected elements of the task vectors, with +0 elsewhere.
@@ -131,9 +153,13 @@ fn with_selected(block: &Block<'_>, cut: Cut, work: impl FnOnce(&[&[f32]])) {
         return work(&deltas);
     }
     with_scratch(deltas.len() + 1, block.len(), |scratch| {
-        let Some((mask, kept)) = scratch.split_first_mut() else { return };
+        let Some((mask, kept)) = scratch.split_first_mut() else {
+            return;
+        };
         sparse::variance(mask, &deltas);
-        let boundary = cut.change_within(block.start, block.len()).unwrap_or(block.len());
+        let boundary = cut
+            .change_within(block.start, block.len())
+            .unwrap_or(block.len());
         let (leading, trailing) = mask.split_at_mut(boundary);
         sparse::mark(leading, cut.key_at(block.start));
         sparse::mark(trailing, cut.after);

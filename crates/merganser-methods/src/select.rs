@@ -43,8 +43,18 @@ thread_local! {
 
 impl<'s> Streams<'s> {
     /// Streams over all elements of the groups, with as many keys as `lens` says.
-    pub(crate) fn new(groups: &'s [&'s TensorGroup<'s>], view: View, lens: Vec<u64>, keys: &'s Keys<'s>) -> Self {
-        Self { groups, view, keys, lens }
+    pub(crate) fn new(
+        groups: &'s [&'s TensorGroup<'s>],
+        view: View,
+        lens: Vec<u64>,
+        keys: &'s Keys<'s>,
+    ) -> Self {
+        Self {
+            groups,
+            view,
+            keys,
+            lens,
+        }
     }
 
     /// The statistics of the given ascending ranks (0-based), stream by stream, in the order of the ranks.
@@ -56,14 +66,19 @@ impl<'s> Streams<'s> {
 
     /// Reads a sample of every stream.
     pub(crate) fn sample(&self) -> Result<Sample, MethodError> {
-        let total = self.groups.iter().map(|group| group.elements() as u64).sum();
+        let total = self
+            .groups
+            .iter()
+            .map(|group| group.elements() as u64)
+            .sum();
         let mut sample = vec![Vec::new(); self.lens.len()];
         let mut runs = Sampler::new(total).runs().peekable();
         let mut start = 0u64;
         for (g, group) in self.groups.iter().enumerate() {
             let end = start + group.elements() as u64;
             while let Some(run) = runs.peek().cloned().filter(|run| run.start < end) {
-                let range = (run.start.max(start) - start) as usize..(run.end.min(end) - start) as usize;
+                let range =
+                    (run.start.max(start) - start) as usize..(run.end.min(end) - start) as usize;
                 self.read(g, range, |keys| {
                     for (sample, keys) in sample.iter_mut().zip(keys) {
                         sample.extend_from_slice(keys);
@@ -86,7 +101,13 @@ impl<'s> Streams<'s> {
             sampler.add(&keys);
             sampler.windows(ranks)
         };
-        let windows: Vec<Windows> = sample.keys.into_iter().zip(&self.lens).zip(ranks).map(predict).collect();
+        let windows: Vec<Windows> = sample
+            .keys
+            .into_iter()
+            .zip(&self.lens)
+            .zip(ranks)
+            .map(predict)
+            .collect();
         let counts = self.scan(
             || windows.iter().map(Windows::start).collect(),
             |counts: &mut Vec<ChunkCount>, keys| {
@@ -96,12 +117,22 @@ impl<'s> Streams<'s> {
             },
         )?;
         let counts = transpose(counts, windows.len());
-        Ok(Counted { streams: windows.into_iter().zip(counts).collect() })
+        Ok(Counted {
+            streams: windows.into_iter().zip(counts).collect(),
+        })
     }
 
     /// The statistics of ranks that are those of the counting pass or near them.
-    pub(crate) fn resolve(&self, counted: &Counted, ranks: &[Vec<u64>]) -> Result<Vec<Vec<Statistic>>, MethodError> {
-        let found = counted.streams.iter().zip(ranks).map(|((windows, counts), ranks)| windows.resolve_at(ranks, counts));
+    pub(crate) fn resolve(
+        &self,
+        counted: &Counted,
+        ranks: &[Vec<u64>],
+    ) -> Result<Vec<Vec<Statistic>>, MethodError> {
+        let found = counted
+            .streams
+            .iter()
+            .zip(ranks)
+            .map(|((windows, counts), ranks)| windows.resolve_at(ranks, counts));
         match found.collect() {
             Ok(found) => Ok(found),
             Err(_) => self.by_radix(ranks),
@@ -110,19 +141,31 @@ impl<'s> Streams<'s> {
 
     fn by_radix(&self, ranks: &[Vec<u64>]) -> Result<Vec<Vec<Statistic>>, MethodError> {
         // Histograms are large, so threads share them; their sums do not depend on who comes first.
-        let upper: Vec<_> = ranks.iter().map(|_| Mutex::new(RadixUpper::new())).collect();
-        self.scan(|| (), |(), keys| {
-            for (upper, keys) in upper.iter().zip(keys) {
-                lock(upper).add(keys);
-            }
-        })?;
-        let lower = upper.iter().zip(ranks).map(|(upper, ranks)| Mutex::new(lock(upper).select(ranks)));
+        let upper: Vec<_> = ranks
+            .iter()
+            .map(|_| Mutex::new(RadixUpper::new()))
+            .collect();
+        self.scan(
+            || (),
+            |(), keys| {
+                for (upper, keys) in upper.iter().zip(keys) {
+                    lock(upper).add(keys);
+                }
+            },
+        )?;
+        let lower = upper
+            .iter()
+            .zip(ranks)
+            .map(|(upper, ranks)| Mutex::new(lock(upper).select(ranks)));
         let lower: Vec<_> = lower.collect();
-        self.scan(|| (), |(), keys| {
-            for (lower, keys) in lower.iter().zip(keys) {
-                lock(lower).add(keys);
-            }
-        })?;
+        self.scan(
+            || (),
+            |(), keys| {
+                for (lower, keys) in lower.iter().zip(keys) {
+                    lock(lower).add(keys);
+                }
+            },
+        )?;
         let ties: Vec<_> = lower.iter().map(|lower| lock(lower).select()).collect();
         let counts = self.scan(
             || ties.iter().map(|ties| ties.start()).collect(),
@@ -133,35 +176,68 @@ impl<'s> Streams<'s> {
             },
         )?;
         let counts = transpose(counts, ties.len());
-        Ok(ties.iter().zip(counts).map(|(ties, counts)| ties.resolve(&counts)).collect())
+        Ok(ties
+            .iter()
+            .zip(counts)
+            .map(|(ties, counts)| ties.resolve(&counts))
+            .collect())
     }
 
     /// The cut that keeps the `k` largest keys of a stream over one tensor and, among equal ones, those of lowest index.
     /// `statistic` is that of rank len − k.
-    pub(crate) fn cut_keeping(&self, stream: usize, statistic: &Statistic, k: u64) -> Result<Cut, MethodError> {
+    pub(crate) fn cut_keeping(
+        &self,
+        stream: usize,
+        statistic: &Statistic,
+        k: u64,
+    ) -> Result<Cut, MethodError> {
         let boundary = self.boundary(stream, statistic, k.saturating_sub(statistic.greater()))?;
-        Ok(Cut { boundary, before: statistic.key, after: statistic.key.saturating_add(1) })
+        Ok(Cut {
+            boundary,
+            before: statistic.key,
+            after: statistic.key.saturating_add(1),
+        })
     }
 
     /// The cut that drops the first `r` keys in stable ascending order of a stream over one tensor.
     /// `statistic` is that of rank r.
-    pub(crate) fn cut_dropping(&self, stream: usize, statistic: &Statistic, r: u64) -> Result<Cut, MethodError> {
+    pub(crate) fn cut_dropping(
+        &self,
+        stream: usize,
+        statistic: &Statistic,
+        r: u64,
+    ) -> Result<Cut, MethodError> {
         let boundary = self.boundary(stream, statistic, r.saturating_sub(statistic.less))?;
-        Ok(Cut { boundary, before: statistic.key.saturating_add(1), after: statistic.key })
+        Ok(Cut {
+            boundary,
+            before: statistic.key.saturating_add(1),
+            after: statistic.key,
+        })
     }
 
     /// The index just after the `quota`-th element whose key is that of the statistic.
-    fn boundary(&self, stream: usize, statistic: &Statistic, quota: u64) -> Result<usize, MethodError> {
+    fn boundary(
+        &self,
+        stream: usize,
+        statistic: &Statistic,
+        quota: u64,
+    ) -> Result<usize, MethodError> {
         let group = self.groups[0];
         if quota == 0 || quota >= statistic.equal {
             return Ok(if quota == 0 { 0 } else { group.elements() });
         }
         let len = group.chunk_len(Grain::Elements);
-        let chunk = (0..group.chunks(Grain::Elements)).find(|c| quota <= statistic.equal_before_chunk(c + 1)).unwrap_or(0);
+        let chunk = (0..group.chunks(Grain::Elements))
+            .find(|c| quota <= statistic.equal_before_chunk(c + 1))
+            .unwrap_or(0);
         let mut missing = quota - statistic.equal_before_chunk(chunk);
         let (mut at, mut boundary) = (chunk * len, group.elements());
         self.read(0, at..(at + len).min(group.elements()), |keys| {
-            for (j, _) in keys[stream].iter().enumerate().filter(|(_, key)| **key == statistic.key) {
+            for (j, _) in keys[stream]
+                .iter()
+                .enumerate()
+                .filter(|(_, key)| **key == statistic.key)
+            {
                 if missing > 0 {
                     missing -= 1;
                     boundary = at + j + 1;
@@ -172,8 +248,15 @@ impl<'s> Streams<'s> {
         Ok(boundary)
     }
 
-    fn read(&self, g: usize, range: Range<usize>, mut visit: impl FnMut(&[Vec<u32>])) -> Result<(), MethodError> {
-        self.groups[g].read(self.view, range, |block| self.with_keys(g, block, &mut visit))
+    fn read(
+        &self,
+        g: usize,
+        range: Range<usize>,
+        mut visit: impl FnMut(&[Vec<u32>]),
+    ) -> Result<(), MethodError> {
+        self.groups[g].read(self.view, range, |block| {
+            self.with_keys(g, block, &mut visit)
+        })
     }
 
     /// One accumulator a chunk of the groups, in order.
@@ -184,9 +267,14 @@ impl<'s> Streams<'s> {
     ) -> Result<Vec<A>, MethodError> {
         let mut all = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
-            all.extend(group.scan(Grain::Elements, self.view, |_| init(), |accumulator, block| {
-                self.with_keys(g, block, |keys| fold(accumulator, keys));
-            })?);
+            all.extend(group.scan(
+                Grain::Elements,
+                self.view,
+                |_| init(),
+                |accumulator, block| {
+                    self.with_keys(g, block, |keys| fold(accumulator, keys));
+                },
+            )?);
         }
         Ok(all)
     }
@@ -212,7 +300,9 @@ impl Sample {
 
 /// From one list of streams a chunk to one list of chunks a stream.
 fn transpose<A>(chunks: Vec<Vec<A>>, streams: usize) -> Vec<Vec<A>> {
-    let mut by_stream: Vec<Vec<A>> = (0..streams).map(|_| Vec::with_capacity(chunks.len())).collect();
+    let mut by_stream: Vec<Vec<A>> = (0..streams)
+        .map(|_| Vec::with_capacity(chunks.len()))
+        .collect();
     for chunk in chunks {
         for (stream, count) in by_stream.iter_mut().zip(chunk) {
             stream.push(count);
@@ -242,17 +332,26 @@ impl Cut {
 
     /// Keys of at least `key` pass, wherever they are.
     pub(crate) const fn at(key: u32) -> Self {
-        Self { boundary: 0, before: key, after: key }
+        Self {
+            boundary: 0,
+            before: key,
+            after: key,
+        }
     }
 
     /// The least key that passes at `index`.
     pub(crate) fn key_at(&self, index: usize) -> u32 {
-        if index < self.boundary { self.before } else { self.after }
+        if index < self.boundary {
+            self.before
+        } else {
+            self.after
+        }
     }
 
     /// The boundary within `start..start + len`, relative to `start`, if the cut changes there.
     pub(crate) fn change_within(&self, start: usize, len: usize) -> Option<usize> {
-        let within = self.before != self.after && self.boundary > start && self.boundary < start + len;
+        let within =
+            self.before != self.after && self.boundary > start && self.boundary < start + len;
         within.then(|| self.boundary - start)
     }
 }

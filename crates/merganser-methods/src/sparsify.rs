@@ -83,17 +83,29 @@ enum Kept {
 impl<'a> Thinned<'a> {
     /// Task vectors as they are.
     pub(crate) fn whole(group: &'a TensorGroup<'a>) -> Self {
-        Self { group, kept: Kept::All, factors: vec![1.0; group.others().len()] }
+        Self {
+            group,
+            kept: Kept::All,
+            factors: vec![1.0; group.others().len()],
+        }
     }
 
     /// Task vectors cut at given magnitude keys: what is at least as large is kept, all ties included.
-    pub(crate) fn at_keys(group: &'a TensorGroup<'a>, keys: &[u32], rescale: Rescale) -> Result<Self, MethodError> {
+    pub(crate) fn at_keys(
+        group: &'a TensorGroup<'a>,
+        keys: &[u32],
+        rescale: Rescale,
+    ) -> Result<Self, MethodError> {
         let bands = keys.iter().map(|&key| (Cut::at(key), Cut::NONE)).collect();
         Self::rescaled(group, Kept::Bands(bands), rescale)
     }
 
     /// Thins the task vectors of a group by its settings.
-    pub(crate) fn new(group: &'a TensorGroup<'a>, sparsifier: Sparsifier, rescale: Rescale) -> Result<Self, MethodError> {
+    pub(crate) fn new(
+        group: &'a TensorGroup<'a>,
+        sparsifier: Sparsifier,
+        rescale: Rescale,
+    ) -> Result<Self, MethodError> {
         let densities = group.other_floats("density");
         if sparsifier == Sparsifier::None || densities.iter().all(|density| *density >= 1.0) {
             return Ok(Self::whole(group));
@@ -111,15 +123,27 @@ impl<'a> Thinned<'a> {
         Self::rescaled(group, kept, rescale)
     }
 
-    fn rescaled(group: &'a TensorGroup<'a>, kept: Kept, rescale: Rescale) -> Result<Self, MethodError> {
+    fn rescaled(
+        group: &'a TensorGroup<'a>,
+        kept: Kept,
+        rescale: Rescale,
+    ) -> Result<Self, MethodError> {
         let densities = group.other_floats("density");
-        let mut thinned = Self { group, kept, factors: vec![1.0; densities.len()] };
+        let mut thinned = Self {
+            group,
+            kept,
+            factors: vec![1.0; densities.len()],
+        };
         match rescale {
             Rescale::None => {}
             Rescale::L1 => {
                 let (norms, recorded) = thinned.norms()?;
                 let factor = |(whole, kept): (f64, f64)| {
-                    if whole < LEAST_NORM || kept < LEAST_NORM { 1.0 } else { (whole / kept) as f32 }
+                    if whole < LEAST_NORM || kept < LEAST_NORM {
+                        1.0
+                    } else {
+                        (whole / kept) as f32
+                    }
                 };
                 thinned.factors = norms.into_iter().map(factor).collect();
                 if let Kept::Masks(masks) = &mut thinned.kept {
@@ -129,7 +153,13 @@ impl<'a> Thinned<'a> {
             // Rising probabilities differ from element to element; their inverses are part of the masks.
             Rescale::Density if matches!(&thinned.kept, Kept::Masks(masks) if masks.inverse) => {}
             Rescale::Density => {
-                let inverse = |density: &f64| if *density > 0.0 { (1.0 / density.min(1.0)) as f32 } else { 1.0 };
+                let inverse = |density: &f64| {
+                    if *density > 0.0 {
+                        (1.0 / density.min(1.0)) as f32
+                    } else {
+                        1.0
+                    }
+                };
                 thinned.factors = densities.iter().map(inverse).collect();
             }
         }
@@ -151,7 +181,9 @@ impl<'a> Thinned<'a> {
 
     /// The least magnitude key that is kept of each task vector, if that describes what is kept of this block.
     pub(crate) fn keys_within(&self, block: &Block<'_>) -> Option<Vec<u32>> {
-        let Kept::Bands(bands) = &self.kept else { return None };
+        let Kept::Bands(bands) = &self.kept else {
+            return None;
+        };
         let key = |(low, high): &(Cut, Cut)| {
             let plain = *high == Cut::NONE && low.change_within(block.start, block.len()).is_none();
             plain.then(|| low.key_at(block.start))
@@ -233,16 +265,28 @@ fn magnitude_streams<R>(
             magnitude_keys(keys, block.input(*input));
         }
     };
-    work(&Streams::new(&[group], View::Deltas, vec![group.elements() as u64; tasks.len()], &keys))
+    work(&Streams::new(
+        &[group],
+        View::Deltas,
+        vec![group.elements() as u64; tasks.len()],
+        &keys,
+    ))
 }
 
 /// The cuts that keep the ⌊ρn⌋ largest magnitudes of each task vector.
 fn largest(group: &TensorGroup<'_>, densities: &[f64]) -> Result<Vec<(Cut, Cut)>, MethodError> {
     let n = group.elements() as u64;
-    let kept: Vec<u64> = densities.iter().map(|density| largest_count(*density, n)).collect();
-    let mut bands: Vec<(Cut, Cut)> =
-        kept.iter().map(|k| (if *k == 0 { Cut::NONE } else { Cut::ALL }, Cut::NONE)).collect();
-    let tasks: Vec<usize> = (0..kept.len()).filter(|task| kept[*task] > 0 && kept[*task] < n).collect();
+    let kept: Vec<u64> = densities
+        .iter()
+        .map(|density| largest_count(*density, n))
+        .collect();
+    let mut bands: Vec<(Cut, Cut)> = kept
+        .iter()
+        .map(|k| (if *k == 0 { Cut::NONE } else { Cut::ALL }, Cut::NONE))
+        .collect();
+    let tasks: Vec<usize> = (0..kept.len())
+        .filter(|task| kept[*task] > 0 && kept[*task] < n)
+        .collect();
     if tasks.is_empty() {
         return Ok(bands);
     }
@@ -258,14 +302,25 @@ fn largest(group: &TensorGroup<'_>, densities: &[f64]) -> Result<Vec<(Cut, Cut)>
 
 /// How many of n elements the *magnitude* sparsifier keeps.
 fn largest_count(density: f64, n: u64) -> u64 {
-    if density <= 0.0 { 0 } else { ((density * n as f64) as u64).clamp(1.min(n), n) }
+    if density <= 0.0 {
+        0
+    } else {
+        ((density * n as f64) as u64).clamp(1.min(n), n)
+    }
 }
 
 /// The cuts that keep the middle of the magnitudes of each task vector.
-fn without_outliers(group: &TensorGroup<'_>, densities: &[f64]) -> Result<Vec<(Cut, Cut)>, MethodError> {
+fn without_outliers(
+    group: &TensorGroup<'_>,
+    densities: &[f64],
+) -> Result<Vec<(Cut, Cut)>, MethodError> {
     let n = group.elements() as u64;
     let gammas = group.other_floats("gamma");
-    let places: Vec<(u64, u64)> = densities.iter().zip(&gammas).map(|(d, g)| middle(*d, *g, n)).collect();
+    let places: Vec<(u64, u64)> = densities
+        .iter()
+        .zip(&gammas)
+        .map(|(d, g)| middle(*d, *g, n))
+        .collect();
     let mut bands: Vec<(Cut, Cut)> = places
         .iter()
         .map(|(from, to)| (if from == to { Cut::NONE } else { Cut::ALL }, Cut::NONE))
@@ -282,13 +337,21 @@ fn without_outliers(group: &TensorGroup<'_>, densities: &[f64]) -> Result<Vec<(C
     // The first element kept, and the first one above, where there is one.
     let ends = |task: usize| {
         let (from, to) = places[task];
-        [Some(from).filter(|from| *from > 0), Some(to).filter(|to| *to < n)]
+        [
+            Some(from).filter(|from| *from > 0),
+            Some(to).filter(|to| *to < n),
+        ]
     };
     magnitude_streams(group, &tasks, |streams| {
-        let ranks: Vec<Vec<u64>> = tasks.iter().map(|task| ends(*task).into_iter().flatten().collect()).collect();
+        let ranks: Vec<Vec<u64>> = tasks
+            .iter()
+            .map(|task| ends(*task).into_iter().flatten().collect())
+            .collect();
         for (stream, (task, found)) in tasks.iter().zip(streams.select(&ranks)?).enumerate() {
             let mut found = found.iter();
-            let mut cut = |rank: Option<u64>, without: Cut| match rank.and_then(|rank| Some((rank, found.next()?))) {
+            let mut cut = |rank: Option<u64>, without: Cut| match rank
+                .and_then(|rank| Some((rank, found.next()?)))
+            {
                 Some((rank, statistic)) => streams.cut_dropping(stream, statistic, rank),
                 None => Ok(without),
             };
@@ -314,18 +377,26 @@ fn middle(density: f64, gamma: f64, n: u64) -> (u64, u64) {
 /// `out` = `delta` where its key passes the first cut and not the second, else +0.
 fn retain_between((low, high): (Cut, Cut), start: usize, delta: &[f32], out: &mut [f32]) {
     let len = delta.len();
-    let mut ends = [low.change_within(start, len).unwrap_or(len), high.change_within(start, len).unwrap_or(len), len];
+    let mut ends = [
+        low.change_within(start, len).unwrap_or(len),
+        high.change_within(start, len).unwrap_or(len),
+        len,
+    ];
     ends.sort_unstable();
     let mut from = 0;
     for to in ends {
         if from < to {
             let at = start + from;
-            sparse::retain_band(&mut out[from..to], &delta[from..to], low.key_at(at), high.key_at(at));
+            sparse::retain_band(
+                &mut out[from..to],
+                &delta[from..to],
+                low.key_at(at),
+                high.key_at(at),
+            );
             from = to;
         }
     }
 }
-
 
 /// Drops what a mask says and divides the rest by the probability of being kept: d̂ = d · mask / `keep_probability`
 /// (DARE, Yu et al. 2024). Every `delta` becomes +0 where the mask is 0.
@@ -333,7 +404,11 @@ fn retain_between((low, high): (Cut, Cut), start: usize, delta: &[f32], out: &mu
 /// # Panics
 /// If the lengths differ.
 pub fn drop_and_rescale(delta: &mut [f32], mask: &[f32], keep_probability: f32) {
-    assert_eq!(delta.len(), mask.len(), "one mask element a task vector element");
+    assert_eq!(
+        delta.len(),
+        mask.len(),
+        "one mask element a task vector element"
+    );
     for (d, keep) in delta.iter_mut().zip(mask) {
         *d = if *keep == 0.0 { 0.0 } else { *d };
     }
@@ -361,8 +436,15 @@ struct Masks {
 const RECORDED: usize = 64 << 20;
 
 impl Masks {
-    fn new(group: &TensorGroup<'_>, densities: &[f64], epsilons: Option<&[f64]>, rescale: Rescale) -> Self {
-        let streams = (0..densities.len()).map(|task| mask::Stream::new(group.seed, group.name, task as u32)).collect();
+    fn new(
+        group: &TensorGroup<'_>,
+        densities: &[f64],
+        epsilons: Option<&[f64]>,
+        rescale: Rescale,
+    ) -> Self {
+        let streams = (0..densities.len())
+            .map(|task| mask::Stream::new(group.seed, group.name, task as u32))
+            .collect();
         // Ranks run along the last dimension of a matrix, along the second one of anything larger.
         let ranked = match group.shape {
             [] => (1, 1),
@@ -370,12 +452,20 @@ impl Masks {
             [_, rows, rest @ ..] => (*rows, rest.iter().product()),
         };
         let rising = epsilons.map(|epsilons| {
-            densities.iter().zip(epsilons).map(|(density, epsilon)| Rising::new(*density, *epsilon, ranked.0)).collect()
+            densities
+                .iter()
+                .zip(epsilons)
+                .map(|(density, epsilon)| Rising::new(*density, *epsilon, ranked.0))
+                .collect()
         });
         Self {
             streams,
             densities: densities.to_vec(),
-            grain: if epsilons.is_some() { Grain::Items } else { Grain::Elements },
+            grain: if epsilons.is_some() {
+                Grain::Items
+            } else {
+                Grain::Elements
+            },
             inverse: epsilons.is_some() && rescale == Rescale::Density,
             rising,
             ranked,
@@ -390,7 +480,14 @@ impl Masks {
     }
 
     /// Fills `mask` with what multiplies the elements of `delta`: 0 for those that are dropped.
-    fn draw(&self, group: &TensorGroup<'_>, block: &Block<'_>, task: usize, delta: &[f32], mask: &mut [f32]) {
+    fn draw(
+        &self,
+        group: &TensorGroup<'_>,
+        block: &Block<'_>,
+        task: usize,
+        delta: &[f32],
+        mask: &mut [f32],
+    ) {
         let (density, start) = (self.densities[task], block.start as u64);
         let Some(rising) = &self.rising else {
             self.streams[task].keep_mask(start, density as f32, mask);
@@ -421,14 +518,26 @@ impl Masks {
                     let gathered: Vec<f32> = places().map(|i| delta[i]).collect();
                     let mut numbers: Vec<f32> = places().map(|i| mask[i]).collect();
                     rank(&gathered, &mut numbers);
-                    places().zip(numbers).for_each(|(i, number)| mask[i] = number);
+                    places()
+                        .zip(numbers)
+                        .for_each(|(i, number)| mask[i] = number);
                 }
             }
         });
     }
 
-    fn apply(&self, group: &TensorGroup<'_>, block: &Block<'_>, task: usize, delta: &[f32], out: &mut [f32]) {
-        let recorded = self.recorded.get(block.chunk).filter(|bits| !bits.is_empty());
+    fn apply(
+        &self,
+        group: &TensorGroup<'_>,
+        block: &Block<'_>,
+        task: usize,
+        delta: &[f32],
+        out: &mut [f32],
+    ) {
+        let recorded = self
+            .recorded
+            .get(block.chunk)
+            .filter(|bits| !bits.is_empty());
         with_mask(block.len(), |mask| {
             match recorded {
                 Some(bits) => {
@@ -459,7 +568,12 @@ pub(crate) fn with_scratch(count: usize, len: usize, work: impl FnOnce(&mut [&mu
     for buffer in &mut scratch[..count] {
         buffer.resize(len.max(buffer.len()), 0.0);
     }
-    work(&mut scratch[..count].iter_mut().map(|buffer| &mut buffer[..len]).collect::<Vec<_>>());
+    work(
+        &mut scratch[..count]
+            .iter_mut()
+            .map(|buffer| &mut buffer[..len])
+            .collect::<Vec<_>>(),
+    );
     SCRATCH.set(scratch);
 }
 
@@ -485,11 +599,21 @@ mod tests {
     #[test]
     fn counts_truncate_as_in_the_reference() {
         assert_eq!(largest_count(0.29, 100), 28);
-        assert_eq!((largest_count(0.001, 100), largest_count(0.0, 100), largest_count(2.0, 100)), (1, 0, 100));
+        assert_eq!(
+            (
+                largest_count(0.001, 100),
+                largest_count(0.0, 100),
+                largest_count(2.0, 100)
+            ),
+            (1, 0, 100)
+        );
         assert_eq!(largest_count(0.5, 0), 0);
         assert_eq!(middle(0.5, 0.1, 10), (4, 9));
         assert_eq!(middle(0.95, 0.2, 10), (0, 9));
-        assert_eq!((middle(0.0, 0.1, 10), middle(1.0, 0.1, 10)), ((9, 9), (0, 10)));
+        assert_eq!(
+            (middle(0.0, 0.1, 10), middle(1.0, 0.1, 10)),
+            ((9, 9), (0, 10))
+        );
     }
 
     #[test]

@@ -10,8 +10,11 @@ use crate::task_vectors::{INT8_MASK, LAMBDA, NORMALIZE, TaskVectors};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static TASK_ARITHMETIC: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::None, elects: false };
+pub(crate) static TASK_ARITHMETIC: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::None,
+    elects: false,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "task_arithmetic",

@@ -10,12 +10,18 @@
 //! Yadav et al., "TIES-Merging: Resolving Interference When Merging Models" (NeurIPS 2023).
 
 use crate::sparsify::Sparsifier;
-use crate::task_vectors::{AGGREGATE, DENSITY, ELECTION, INT8_MASK, LAMBDA, NORMALIZE, rescale, scope, TaskVectors, ZERO_SUM};
+use crate::task_vectors::{
+    AGGREGATE, DENSITY, ELECTION, INT8_MASK, LAMBDA, NORMALIZE, TaskVectors, ZERO_SUM, rescale,
+    scope,
+};
 use crate::{Arity, BasePolicy, MethodInfo, Parameter};
 
 /// See the module's documentation.
-pub(crate) static TIES: TaskVectors =
-    TaskVectors { info: &INFO, sparsifier: Sparsifier::Magnitude, elects: true };
+pub(crate) static TIES: TaskVectors = TaskVectors {
+    info: &INFO,
+    sparsifier: Sparsifier::Magnitude,
+    elects: true,
+};
 
 static INFO: MethodInfo = MethodInfo {
     name: "ties",

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use merganser_methods::{BasePolicy, Encoding, Kind, Method, Settings, Value};
-use merganser_recipe::{Diagnostic, Document, FloatType, ModelRef, Recipe, Severity, Span, TokenizerSource};
+use merganser_recipe::{
+    Diagnostic, Document, FloatType, ModelRef, Recipe, Severity, Span, TokenizerSource,
+};
 use merganser_store::Dtype;
 
 use crate::config::Config;
 use crate::layout::{self, Layout, Missing, Row, SliceScope};
 use crate::model::{Found, Inputs, Model};
-use crate::{digest, resolve, roles, shards, Action, InputRef, Options, Output, Plan};
+use crate::{Action, InputRef, Options, Output, Plan, digest, resolve, roles, shards};
 
 /// How many tensors an error about tensors names.
 const NAMED: usize = 5;
@@ -25,36 +27,73 @@ pub(crate) fn plan(
     let document = &recipe.documents[document];
     let (method, mut found) = resolve::check(document, options.lenient);
     found.extend(unsupported(document));
-    let Some(method) = method else { return Err(found) };
+    let Some(method) = method else {
+        return Err(found);
+    };
     stop_on_errors(&mut found)?;
     if !options.allow_crimes && !options.state_dict {
         same_architecture(document, models, index)?;
     }
     let layout = layout::layout(document, models, index, options.state_dict)?;
-    let mut planner = Planner { document, inputs: &inputs, models, method, options, notes: BTreeSet::new(), errors: Vec::new() };
+    let mut planner = Planner {
+        document,
+        inputs: &inputs,
+        models,
+        method,
+        options,
+        notes: BTreeSet::new(),
+        errors: Vec::new(),
+    };
     planner.check_slices(&layout);
     stop_on_errors(&mut planner.errors)?;
     let mut outputs = planner.outputs(&layout);
     stop_on_errors(&mut planner.errors)?;
     if outputs.is_empty() {
-        return Err(vec![Diagnostic::error("there is nothing to merge: the models share no tensor")
-            .label(document.merge_method.span, "no output tensor")]);
+        return Err(vec![
+            Diagnostic::error("there is nothing to merge: the models share no tensor")
+                .label(document.merge_method.span, "no output tensor"),
+        ]);
     }
     let base = document.base_model.as_ref().map(index);
-    let template = base.or_else(|| layout.slices.first()?.sources.first().map(|source| source.model));
+    let template = base.or_else(|| {
+        layout
+            .slices
+            .first()?
+            .sources
+            .first()
+            .map(|source| source.model)
+    });
     let config = match template.filter(|_| !options.state_dict) {
-        Some(template) => planner.config(&models[template], &layout, &outputs).map_err(|error| vec![error])?,
+        Some(template) => planner
+            .config(&models[template], &layout, &outputs)
+            .map_err(|error| vec![error])?,
         None => None,
     };
     let notes = planner.notes.into_iter().collect();
-    let seed = options.seed.or(document.seed.as_ref().map(|seed| seed.value)).unwrap_or(0);
-    let digest = digest::of(method, models, &outputs, config.as_deref(), seed, options.shard_size);
+    let seed = options
+        .seed
+        .or(document.seed.as_ref().map(|seed| seed.value))
+        .unwrap_or(0);
+    let digest = digest::of(
+        method,
+        models,
+        &outputs,
+        config.as_deref(),
+        seed,
+        options.shard_size,
+    );
     let metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
-        ("merganser_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        (
+            "merganser_version".to_owned(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ),
         ("merganser_plan".to_owned(), digest.clone()),
         ("merganser_inputs".to_owned(), digest::inputs(models)),
-        ("merganser_recipe".to_owned(), digest::text(&recipe.source.text)),
+        (
+            "merganser_recipe".to_owned(),
+            digest::text(&recipe.source.text),
+        ),
         ("merganser_seed".to_owned(), seed.to_string()),
     ]);
     let shards = shards::pack(&mut outputs, options.shard_size, "model", &metadata)
@@ -75,7 +114,10 @@ pub(crate) fn plan(
 }
 
 fn stop_on_errors(found: &mut Vec<Diagnostic>) -> Result<(), Vec<Diagnostic>> {
-    if found.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+    if found
+        .iter()
+        .any(|diagnostic| diagnostic.severity == Severity::Error)
+    {
         return Err(std::mem::take(found));
     }
     Ok(())
@@ -88,14 +130,21 @@ fn unsupported(document: &Document) -> Vec<Diagnostic> {
         let later = |span: Span, what: &str| {
             Diagnostic::error(format!("{what} is not supported yet"))
                 .label(span, "cannot be carried out by this version")
-                .help("nothing was read or written; `source: base` keeps the base model's tokenizer")
+                .help(
+                    "nothing was read or written; `source: base` keeps the base model's tokenizer",
+                )
         };
         match &tokenizer.source.value {
             TokenizerSource::Base => {}
-            TokenizerSource::Union => found.push(later(tokenizer.source.span, "a union of tokenizers")),
+            TokenizerSource::Union => {
+                found.push(later(tokenizer.source.span, "a union of tokenizers"))
+            }
             TokenizerSource::Model(model) => {
                 if document.base_model.as_ref() != Some(model) {
-                    found.push(later(tokenizer.source.span, "the tokenizer of a model other than the base"));
+                    found.push(later(
+                        tokenizer.source.span,
+                        "the tokenizer of a model other than the base",
+                    ));
                 }
             }
         }
@@ -123,9 +172,16 @@ fn same_architecture(
 ) -> Result<(), Vec<Diagnostic>> {
     let references: Vec<&ModelRef> = document.model_refs().collect();
     let known = |reference: &&ModelRef| models[index(reference)].model_type().is_some();
-    let Some(first) = references.iter().copied().find(|r| known(r)) else { return Ok(()) };
+    let Some(first) = references.iter().copied().find(|r| known(r)) else {
+        return Ok(());
+    };
     let wanted = models[index(first)].model_type().unwrap_or_default();
-    let Some(other) = references.iter().copied().filter(|r| known(r)).find(|r| models[index(r)].model_type() != Some(wanted)) else {
+    let Some(other) = references
+        .iter()
+        .copied()
+        .filter(|r| known(r))
+        .find(|r| models[index(r)].model_type() != Some(wanted))
+    else {
         return Ok(());
     };
     let kind = models[index(other)].model_type().unwrap_or_default();
@@ -153,7 +209,10 @@ impl Planner<'_> {
         let info = self.method.info();
         for scope in &layout.slices {
             for (i, source) in scope.sources.iter().enumerate() {
-                if let Some(twin) = scope.sources[..i].iter().find(|other| other.model == source.model) {
+                if let Some(twin) = scope.sources[..i]
+                    .iter()
+                    .find(|other| other.model == source.model)
+                {
                     self.errors.push(
                         Diagnostic::error("the same model is merged with itself")
                             .label(twin.span, "here")
@@ -183,7 +242,11 @@ impl Planner<'_> {
                     Some(max) => format!("{} to {max}", arity.min),
                     None => format!("at least {}", arity.min),
                 };
-                let besides = if base.is_some() { " besides the base" } else { "" };
+                let besides = if base.is_some() {
+                    " besides the base"
+                } else {
+                    ""
+                };
                 let mut diagnostic = Diagnostic::error(format!(
                     "{} merges {wanted} model{}{besides}, but {others} {} given",
                     info.name,
@@ -192,7 +255,8 @@ impl Planner<'_> {
                 ))
                 .label(scope.span, format!("{others} here"));
                 if base.is_none() && scope.base_model.is_some() {
-                    diagnostic = diagnostic.help("the base model counts as one of the inputs of this method");
+                    diagnostic = diagnostic
+                        .help("the base model counts as one of the inputs of this method");
                 }
                 self.errors.push(diagnostic);
             }
@@ -204,7 +268,10 @@ impl Planner<'_> {
         if self.method.info().base == BasePolicy::Ignored {
             return None;
         }
-        scope.sources.iter().position(|source| Some(source.model) == scope.base_model)
+        scope
+            .sources
+            .iter()
+            .position(|source| Some(source.model) == scope.base_model)
     }
 
     fn outputs(&mut self, layout: &Layout<'_>) -> Vec<Output> {
@@ -214,7 +281,9 @@ impl Planner<'_> {
         let mut shape_span = None;
         for row in &layout.rows {
             let scope = &layout.slices[row.slice];
-            let Some(present) = self.present(row, scope, &mut missing) else { continue };
+            let Some(present) = self.present(row, scope, &mut missing) else {
+                continue;
+            };
             match self.output(row, scope, &present) {
                 Ok(Some(output)) => outputs.push(output),
                 Ok(None) => {}
@@ -224,7 +293,11 @@ impl Planner<'_> {
                 }
                 Err(Fault::Recipe(diagnostic)) => {
                     // One parameter is missing for every tensor alike: say it once.
-                    if !self.errors.iter().any(|known| known.labels == diagnostic.labels) {
+                    if !self
+                        .errors
+                        .iter()
+                        .any(|known| known.labels == diagnostic.labels)
+                    {
                         self.errors.push(*diagnostic);
                     }
                 }
@@ -244,7 +317,11 @@ impl Planner<'_> {
             } else {
                 "only tensors of equal shape can be merged: check that the models are fine-tunes of one base"
             };
-            self.errors.push(Diagnostic::error(format!("tensors have different shapes:\n  {text}")).label(span, "in this merge").help(help));
+            self.errors.push(
+                Diagnostic::error(format!("tensors have different shapes:\n  {text}"))
+                    .label(span, "in this merge")
+                    .help(help),
+            );
         }
         outputs
     }
@@ -256,20 +333,37 @@ impl Planner<'_> {
         scope: &SliceScope<'_>,
         missing: &mut BTreeMap<(usize, usize), Vec<String>>,
     ) -> Option<Vec<(usize, Found)>> {
-        let present: Vec<(usize, Found)> =
-            row.cells.iter().enumerate().filter_map(|(i, cell)| Some((i, cell.clone()?))).collect();
+        let present: Vec<(usize, Found)> = row
+            .cells
+            .iter()
+            .enumerate()
+            .filter_map(|(i, cell)| Some((i, cell.clone()?)))
+            .collect();
         for (i, found) in &present {
             let label = &self.models[scope.sources[*i].model].label;
             match found {
                 Found::Same(_) => {}
                 Found::Renamed(name) => {
-                    let (long, short) = if name.len() > row.name.len() { (name.as_str(), row.name.as_str()) } else { (row.name.as_str(), name.as_str()) };
+                    let (long, short) = if name.len() > row.name.len() {
+                        (name.as_str(), row.name.as_str())
+                    } else {
+                        (row.name.as_str(), name.as_str())
+                    };
                     let prefix = long.strip_suffix(short).unwrap_or_default();
-                    let how = if name.len() > row.name.len() { "with" } else { "without" };
-                    self.notes.insert(format!("{label} names its tensors {how} the prefix '{prefix}': matched"));
+                    let how = if name.len() > row.name.len() {
+                        "with"
+                    } else {
+                        "without"
+                    };
+                    self.notes.insert(format!(
+                        "{label} names its tensors {how} the prefix '{prefix}': matched"
+                    ));
                 }
                 Found::Tied(name) => {
-                    self.notes.insert(format!("{label} has no {}: its tied embedding {name} stands in", row.name));
+                    self.notes.insert(format!(
+                        "{label} has no {}: its tied embedding {name} stands in",
+                        row.name
+                    ));
                 }
             }
         }
@@ -279,26 +373,40 @@ impl Planner<'_> {
         if self.options.state_dict {
             match self.options.missing {
                 Missing::Intersection => {
-                    self.notes.insert(format!("{} is left out: not every input has it", row.name));
+                    self.notes
+                        .insert(format!("{} is left out: not every input has it", row.name));
                     return None;
                 }
                 Missing::Union => return Some(present),
                 Missing::Error => {}
             }
         } else if roles::is_rebuilt_buffer(&row.name) {
-            self.notes.insert(format!("{} is left out: a buffer that not every model stores", row.name));
+            self.notes.insert(format!(
+                "{} is left out: a buffer that not every model stores",
+                row.name
+            ));
             return None;
         } else if self.options.allow_missing {
-            self.notes.insert(format!("{} is merged without the models that lack it", row.name));
+            self.notes.insert(format!(
+                "{} is merged without the models that lack it",
+                row.name
+            ));
             return Some(present);
         }
         for i in (0..row.cells.len()).filter(|i| row.cells[*i].is_none()) {
-            missing.entry((row.slice, i)).or_default().push(row.name.clone());
+            missing
+                .entry((row.slice, i))
+                .or_default()
+                .push(row.name.clone());
         }
         None
     }
 
-    fn report_missing(&mut self, layout: &Layout<'_>, missing: &BTreeMap<(usize, usize), Vec<String>>) {
+    fn report_missing(
+        &mut self,
+        layout: &Layout<'_>,
+        missing: &BTreeMap<(usize, usize), Vec<String>>,
+    ) {
         for ((slice, source), names) in missing {
             let source = &layout.slices[*slice].sources[*source];
             let more = names.len().saturating_sub(NAMED);
@@ -312,21 +420,33 @@ impl Planner<'_> {
                 "--allow-missing merges such tensors from the models that have them"
             };
             self.errors.push(
-                Diagnostic::error(format!("{} lacks {}: {list}", self.models[source.model].label, plural(names.len(), "tensor")))
-                    .label(source.span, "other models of the merge have them")
-                    .help(help),
+                Diagnostic::error(format!(
+                    "{} lacks {}: {list}",
+                    self.models[source.model].label,
+                    plural(names.len(), "tensor")
+                ))
+                .label(source.span, "other models of the merge have them")
+                .help(help),
             );
         }
     }
 
-    fn output(&mut self, row: &Row, scope: &SliceScope<'_>, present: &[(usize, Found)]) -> Result<Option<Output>, Fault> {
+    fn output(
+        &mut self,
+        row: &Row,
+        scope: &SliceScope<'_>,
+        present: &[(usize, Found)],
+    ) -> Result<Option<Output>, Fault> {
         let dtype = self.document.dtype.as_ref().map(|dtype| float(dtype.value));
         let described: Vec<(Dtype, Vec<usize>)> = present
             .iter()
             .filter_map(|(i, found)| {
                 let model = &self.models[scope.sources[*i].model];
                 let (dtype, shape) = model.describe(found.name())?;
-                let adapted = self.options.adapter_dtype.filter(|_| model.adapter.is_some() && dtype.is_float());
+                let adapted = self
+                    .options
+                    .adapter_dtype
+                    .filter(|_| model.adapter.is_some() && dtype.is_float());
                 Some((adapted.unwrap_or(dtype), shape.to_vec()))
             })
             .collect();
@@ -343,65 +463,140 @@ impl Planner<'_> {
             .collect();
         let new = |dtype: Dtype, action: Action| {
             let nbytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
-            Output { name: row.name.clone(), shape: shape.clone(), dtype, nbytes, shard: 0, offset: 0, t: row.t, action }
+            Output {
+                name: row.name.clone(),
+                shape: shape.clone(),
+                dtype,
+                nbytes,
+                shard: 0,
+                offset: 0,
+                t: row.t,
+                action,
+            }
         };
         if described.iter().any(|(dtype, _)| !dtype.is_float()) {
             let first = described[0].0;
             if described.iter().any(|(dtype, _)| *dtype != first) {
-                let types: Vec<String> = described.iter().map(|(dtype, _)| dtype.to_string()).collect();
-                return Err(Fault::Shape(format!("{}: types {} cannot be merged", row.name, types.join(", "))));
+                let types: Vec<String> = described
+                    .iter()
+                    .map(|(dtype, _)| dtype.to_string())
+                    .collect();
+                return Err(Fault::Shape(format!(
+                    "{}: types {} cannot be merged",
+                    row.name,
+                    types.join(", ")
+                )));
             }
             return Ok(Some(new(first, Action::Identical(inputs))));
         }
         let promoted = promote(described.iter().map(|(dtype, _)| *dtype));
-        let stored = self.document.out_dtype.as_ref().map(|dtype| float(dtype.value)).or(dtype).unwrap_or(promoted);
+        let stored = self
+            .document
+            .out_dtype
+            .as_ref()
+            .map(|dtype| float(dtype.value))
+            .or(dtype)
+            .unwrap_or(promoted);
 
         let base_source = self.base_of(scope);
         let base = base_source.and_then(|base| present.iter().position(|(i, _)| *i == base));
-        if base_source.is_some() && base.is_none() && self.method.info().base == BasePolicy::Required {
+        if base_source.is_some()
+            && base.is_none()
+            && self.method.info().base == BasePolicy::Required
+        {
             if present.len() == 1 {
-                self.notes.insert(format!("{} is copied: the base lacks it and one model has it", row.name));
+                self.notes.insert(format!(
+                    "{} is copied: the base lacks it and one model has it",
+                    row.name
+                ));
                 return Ok(Some(self.copy_or_cast(new, inputs, stored)));
             }
-            return Err(Fault::Shape(format!("{}: the base model lacks it", row.name)));
+            return Err(Fault::Shape(format!(
+                "{}: the base model lacks it",
+                row.name
+            )));
         }
         let others = present.len() - usize::from(base.is_some());
         if present.len() < row.cells.len() && others < self.method.info().inputs.min.max(1) {
             if present.len() == 1 {
                 return Ok(Some(self.copy_or_cast(new, inputs, stored)));
             }
-            self.notes.insert(format!("{} is left out: too few models have it", row.name));
+            self.notes
+                .insert(format!("{} is left out: too few models have it", row.name));
             return Ok(None);
         }
-        let names: Vec<(usize, &str)> = present.iter().map(|(i, found)| (*i, found.name())).collect();
-        let settings = resolve::settings(self.method, self.document, scope, row, &names, base, self.models)
-            .map_err(|diagnostic| Fault::Recipe(Box::new(diagnostic)))?;
-        self.method.check(&shape, base, &settings).map_err(|reason| {
-            Fault::Recipe(Box::new(
-                Diagnostic::error(format!("{} cannot merge tensor '{}': {reason}", self.method.info().name, row.name))
+        let names: Vec<(usize, &str)> = present
+            .iter()
+            .map(|(i, found)| (*i, found.name()))
+            .collect();
+        let settings = resolve::settings(
+            self.method,
+            self.document,
+            scope,
+            row,
+            &names,
+            base,
+            self.models,
+        )
+        .map_err(|diagnostic| Fault::Recipe(Box::new(diagnostic)))?;
+        self.method
+            .check(&shape, base, &settings)
+            .map_err(|reason| {
+                Fault::Recipe(Box::new(
+                    Diagnostic::error(format!(
+                        "{} cannot merge tensor '{}': {reason}",
+                        self.method.info().name,
+                        row.name
+                    ))
                     .label(self.document.merge_method.span, "with these parameters"),
-            ))
-        })?;
+                ))
+            })?;
         if self.method.is_copy(&settings) && inputs.len() == 1 {
             return Ok(Some(self.copy_or_cast(new, inputs, stored)));
         }
-        let encoding = Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
+        let encoding =
+            Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
         let mut inputs = inputs;
         for (i, input) in inputs.iter_mut().enumerate() {
             input.companion = self.companion(&settings, i, &input.tensor, &shape)?;
         }
-        Ok(Some(new(stored, Action::Merge { inputs, base, settings, encoding })))
+        Ok(Some(new(
+            stored,
+            Action::Merge {
+                inputs,
+                base,
+                settings,
+                encoding,
+            },
+        )))
     }
 
     /// The model of companion tensors that the parameters of input `i` name.
-    fn companion(&self, settings: &Settings, i: usize, tensor: &str, shape: &[usize]) -> Result<Option<usize>, Fault> {
-        let files = self.method.info().parameters.iter().filter(|parameter| parameter.kind == Kind::File);
+    fn companion(
+        &self,
+        settings: &Settings,
+        i: usize,
+        tensor: &str,
+        shape: &[usize],
+    ) -> Result<Option<usize>, Fault> {
+        let files = self
+            .method
+            .info()
+            .parameters
+            .iter()
+            .filter(|parameter| parameter.kind == Kind::File);
         for parameter in files {
-            let Some(Value::Text(path)) = settings.inputs[i].get(parameter.name) else { continue };
-            let Some(model) = self.inputs.companion(path) else { continue };
+            let Some(Value::Text(path)) = settings.inputs[i].get(parameter.name) else {
+                continue;
+            };
+            let Some(model) = self.inputs.companion(path) else {
+                continue;
+            };
             return match self.models[model].describe(tensor) {
                 Some((_, found)) if found == shape => Ok(Some(model)),
-                Some((_, found)) => Err(Fault::Shape(format!("{tensor}: {path} has {found:?}, the model {shape:?}"))),
+                Some((_, found)) => Err(Fault::Shape(format!(
+                    "{tensor}: {path} has {found:?}, the model {shape:?}"
+                ))),
                 None => Err(Fault::Shape(format!("{tensor}: {path} lacks it"))),
             };
         }
@@ -409,14 +604,21 @@ impl Planner<'_> {
     }
 
     /// A byte copy if the type stays and no adapter is in the way, else a conversion.
-    fn copy_or_cast(&self, new: impl Fn(Dtype, Action) -> Output, mut inputs: Vec<InputRef>, stored: Dtype) -> Output {
+    fn copy_or_cast(
+        &self,
+        new: impl Fn(Dtype, Action) -> Output,
+        mut inputs: Vec<InputRef>,
+        stored: Dtype,
+    ) -> Output {
         let input = inputs.swap_remove(0);
         let model = &self.models[input.model];
         let own = model.describe(&input.tensor).map(|(dtype, _)| dtype);
-        if own == Some(stored) && input.round_to.is_none() && model.deltas(&input.tensor).is_empty() {
+        if own == Some(stored) && input.round_to.is_none() && model.deltas(&input.tensor).is_empty()
+        {
             return new(stored, Action::Copy(input));
         }
-        let encoding = Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
+        let encoding =
+            Encoding::Float(kernel_float(stored).unwrap_or(merganser_methods::Float::F32));
         new(stored, Action::Cast { input, encoding })
     }
 
@@ -433,37 +635,75 @@ impl Planner<'_> {
         }
         let label = |k: usize| &self.models[scope.sources[present[k].0].model].label;
         let rows_alone = roles::is_vocabulary(&row.name)
-            && described.iter().all(|(_, shape)| !shape.is_empty() && shape.len() == first.len() && shape[1..] == first[1..]);
-        let list = described.iter().enumerate().map(|(k, (_, shape))| format!("{} has {shape:?}", label(k))).collect::<Vec<_>>().join(", ");
+            && described.iter().all(|(_, shape)| {
+                !shape.is_empty() && shape.len() == first.len() && shape[1..] == first[1..]
+            });
+        let list = described
+            .iter()
+            .enumerate()
+            .map(|(k, (_, shape))| format!("{} has {shape:?}", label(k)))
+            .collect::<Vec<_>>()
+            .join(", ");
         if rows_alone {
-            let least = described.iter().map(|(_, shape)| shape[0]).min().unwrap_or(0);
+            let least = described
+                .iter()
+                .map(|(_, shape)| shape[0])
+                .min()
+                .unwrap_or(0);
             let padded = self.only_padding_differs(scope, present, least);
             if self.options.truncate_embeddings || padded {
-                let why = if padded { "the tokenizers are equal and the rows cut off are padding" } else { "UNSAFE: token ids beyond are lost" };
-                self.notes.insert(format!("{}: rows cut to {least} ({list}); {why}", row.name));
+                let why = if padded {
+                    "the tokenizers are equal and the rows cut off are padding"
+                } else {
+                    "UNSAFE: token ids beyond are lost"
+                };
+                self.notes
+                    .insert(format!("{}: rows cut to {least} ({list}); {why}", row.name));
                 let mut shape = first.clone();
                 shape[0] = least;
                 return Ok(shape);
             }
-            return Err(Fault::Shape(format!("{} (vocabulary rows): {list}", row.name)));
+            return Err(Fault::Shape(format!(
+                "{} (vocabulary rows): {list}",
+                row.name
+            )));
         }
         Err(Fault::Shape(format!("{}: {list}", row.name)))
     }
 
     /// Whether all models have the same tokenizer and no token of it lies beyond the first `rows` rows.
-    fn only_padding_differs(&self, scope: &SliceScope<'_>, present: &[(usize, Found)], rows: usize) -> bool {
-        let mut tokenizers = present.iter().map(|(i, _)| self.models[scope.sources[*i].model].tokenizer());
-        let Some(Some(first)) = tokenizers.next() else { return false };
-        first.ids <= rows && tokenizers.all(|other| other.is_some_and(|other| other.digest == first.digest))
+    fn only_padding_differs(
+        &self,
+        scope: &SliceScope<'_>,
+        present: &[(usize, Found)],
+        rows: usize,
+    ) -> bool {
+        let mut tokenizers = present
+            .iter()
+            .map(|(i, _)| self.models[scope.sources[*i].model].tokenizer());
+        let Some(Some(first)) = tokenizers.next() else {
+            return false;
+        };
+        first.ids <= rows
+            && tokenizers.all(|other| other.is_some_and(|other| other.digest == first.digest))
     }
 
-    fn config(&mut self, template: &Model, layout: &Layout<'_>, outputs: &[Output]) -> Result<Option<String>, Diagnostic> {
+    fn config(
+        &mut self,
+        template: &Model,
+        layout: &Layout<'_>,
+        outputs: &[Output],
+    ) -> Result<Option<String>, Diagnostic> {
         let Some(text) = template.checkpoint.config() else {
-            self.notes.insert(format!("{} has no config.json: none is written", template.label));
+            self.notes.insert(format!(
+                "{} has no config.json: none is written",
+                template.label
+            ));
             return Ok(None);
         };
         let fail = |error: &dyn std::fmt::Display| {
-            Diagnostic::error(format!("{}: {error}", template.label)).label(self.document.merge_method.span, "while writing config.json")
+            Diagnostic::error(format!("{}: {error}", template.label))
+                .label(self.document.merge_method.span, "while writing config.json")
         };
         let mut config = Config::parse(text).map_err(|error| fail(&error))?;
         let mut changed = Vec::new();
@@ -471,7 +711,10 @@ impl Planner<'_> {
             match config.set_layers(origin).map_err(|error| fail(&error))? {
                 Some(key) => changed.push(key),
                 None => {
-                    self.notes.insert("config.json has no key for the number of layers: it is left as it is".into());
+                    self.notes.insert(
+                        "config.json has no key for the number of layers: it is left as it is"
+                            .into(),
+                    );
                 }
             }
         }
@@ -482,8 +725,13 @@ impl Planner<'_> {
         if let Some((dtype, _)) = weights.into_iter().max_by_key(|(_, bytes)| *bytes) {
             let name = serde_json::Value::from(dtype.torch_name());
             let keys = ["dtype", "torch_dtype"];
-            let present: Vec<&str> = keys.into_iter().filter(|key| config.get(&[key]).is_some()).collect();
-            let narrow = outputs.iter().any(|output| matches!(output.action, Action::Merge { .. }) || output.dtype == dtype);
+            let present: Vec<&str> = keys
+                .into_iter()
+                .filter(|key| config.get(&[key]).is_some())
+                .collect();
+            let narrow = outputs.iter().any(|output| {
+                matches!(output.action, Action::Merge { .. }) || output.dtype == dtype
+            });
             for key in present {
                 if narrow && config.get(&[key]) != Some(name.clone()) {
                     config.set(&[key], &name).map_err(|error| fail(&error))?;
@@ -491,10 +739,16 @@ impl Planner<'_> {
                 }
             }
         }
-        if let Some(embedding) = outputs.iter().find(|output| roles::is_input_embedding(&output.name)) {
+        if let Some(embedding) = outputs
+            .iter()
+            .find(|output| roles::is_input_embedding(&output.name))
+        {
             for path in [&["vocab_size"][..], &["text_config", "vocab_size"]] {
                 let rows = serde_json::Value::from(embedding.shape[0]);
-                let cut = self.notes.iter().any(|note| note.starts_with(&format!("{}: rows cut", embedding.name)));
+                let cut = self
+                    .notes
+                    .iter()
+                    .any(|note| note.starts_with(&format!("{}: rows cut", embedding.name)));
                 if cut && config.get(path).is_some_and(|value| value != rows) {
                     config.set(path, &rows).map_err(|error| fail(&error))?;
                     changed.push(path.join("."));
@@ -502,15 +756,21 @@ impl Planner<'_> {
             }
         }
         if self.head_is_untied(outputs) {
-            for path in [&["tie_word_embeddings"][..], &["text_config", "tie_word_embeddings"]] {
+            for path in [
+                &["tie_word_embeddings"][..],
+                &["text_config", "tie_word_embeddings"],
+            ] {
                 if config.get(path) == Some(serde_json::Value::Bool(true)) {
-                    config.set(path, &serde_json::Value::Bool(false)).map_err(|error| fail(&error))?;
+                    config
+                        .set(path, &serde_json::Value::Bool(false))
+                        .map_err(|error| fail(&error))?;
                     changed.push(path.join("."));
                 }
             }
         }
         if !changed.is_empty() {
-            self.notes.insert(format!("config.json: changed {}", changed.join(", ")));
+            self.notes
+                .insert(format!("config.json: changed {}", changed.join(", ")));
         }
         Ok(Some(config.text().to_owned()))
     }
@@ -521,7 +781,9 @@ impl Planner<'_> {
             .iter()
             .filter(|output| roles::is_output_head(&output.name))
             .flat_map(Output::inputs)
-            .any(|input| roles::is_output_head(&input.tensor) && !self.models[input.model].is_tied())
+            .any(|input| {
+                roles::is_output_head(&input.tensor) && !self.models[input.model].is_tied()
+            })
     }
 }
 
@@ -531,12 +793,18 @@ enum Fault {
 }
 
 fn plural(n: usize, noun: &str) -> String {
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
 }
 
 /// The narrowest type that holds values of all of them without loss of range: equal types stay, others become f32.
 fn promote(mut dtypes: impl Iterator<Item = Dtype>) -> Dtype {
-    let Some(first) = dtypes.next() else { return Dtype::F32 };
+    let Some(first) = dtypes.next() else {
+        return Dtype::F32;
+    };
     dtypes.fold(first, |a, b| match (a, b) {
         (a, b) if a == b => a,
         (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,

@@ -1,7 +1,7 @@
 //! config.json as data: the keys that must change are replaced in the text, every other byte stays.
 
-use serde_json::value::RawValue;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 /// A key that could not be changed.
@@ -16,11 +16,23 @@ pub struct Config {
 }
 
 /// Keys under which the families keep their number of layers.
-const LAYER_COUNT_KEYS: &[&str] =
-    &["num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers"];
+const LAYER_COUNT_KEYS: &[&str] = &[
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "depth",
+    "encoder_layers",
+];
 
 /// Lists with one entry a layer.
-const PER_LAYER_LISTS: &[&str] = &["layer_types", "mlp_layer_types", "no_rope_layers", "block_configs", "attention_layers"];
+const PER_LAYER_LISTS: &[&str] = &[
+    "layer_types",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "block_configs",
+    "attention_layers",
+];
 
 impl Config {
     /// Takes the text of a config.json.
@@ -28,7 +40,9 @@ impl Config {
     /// # Errors
     /// If it is not a JSON object.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config = Self { text: text.to_owned() };
+        let config = Self {
+            text: text.to_owned(),
+        };
         config.members(&[])?;
         Ok(config)
     }
@@ -50,7 +64,9 @@ impl Config {
     /// # Errors
     /// If a parent is not an object.
     pub fn set(&mut self, path: &[&str], value: &Value) -> Result<(), ConfigError> {
-        let Some((last, parents)) = path.split_last() else { return Ok(()) };
+        let Some((last, parents)) = path.split_last() else {
+            return Ok(());
+        };
         if self.get(path).as_ref() == Some(value) {
             return Ok(());
         }
@@ -62,7 +78,8 @@ impl Config {
         } else {
             let open = self.object_start(parents)? + 1;
             let key = Value::String((*last).to_owned());
-            let multiline = self.text[open..].starts_with('\n') || self.text[open..].starts_with("\r\n");
+            let multiline =
+                self.text[open..].starts_with('\n') || self.text[open..].starts_with("\r\n");
             let lead = if multiline {
                 let rest = &self.text[open..];
                 rest[..rest.len() - rest.trim_start().len()].to_owned()
@@ -70,14 +87,21 @@ impl Config {
                 String::new()
             };
             let comma = if members.is_empty() { "" } else { "," };
-            self.text.insert_str(open, &format!("{lead}{key}: {}{comma}", render(value, lead.trim_start_matches(['\r', '\n']))));
+            self.text.insert_str(
+                open,
+                &format!(
+                    "{lead}{key}: {}{comma}",
+                    render(value, lead.trim_start_matches(['\r', '\n']))
+                ),
+            );
         }
         Ok(())
     }
 
     /// The path under which this model keeps its number of layers.
     pub fn layer_count_path(&self) -> Option<Vec<&'static str>> {
-        let roots: [&[&'static str]; 4] = [&[], &["text_config"], &["llm_config"], &["vision_config"]];
+        let roots: [&[&'static str]; 4] =
+            [&[], &["text_config"], &["llm_config"], &["vision_config"]];
         roots.iter().find_map(|root| {
             LAYER_COUNT_KEYS.iter().find_map(|key| {
                 let path: Vec<&'static str> = root.iter().copied().chain([*key]).collect();
@@ -91,7 +115,9 @@ impl Config {
     /// # Errors
     /// If the text cannot be edited.
     pub fn set_layers(&mut self, origin: &[usize]) -> Result<Option<String>, ConfigError> {
-        let Some(path) = self.layer_count_path() else { return Ok(None) };
+        let Some(path) = self.layer_count_path() else {
+            return Ok(None);
+        };
         let old = self.get(&path).and_then(|v| v.as_u64());
         self.set(&path, &Value::from(origin.len()))?;
         for list in PER_LAYER_LISTS {
@@ -99,7 +125,10 @@ impl Config {
             at.push(list);
             if let Some(Value::Array(items)) = self.get(&at) {
                 if Some(items.len() as u64) == old {
-                    let picked: Vec<Value> = origin.iter().filter_map(|i| items.get(*i).cloned()).collect();
+                    let picked: Vec<Value> = origin
+                        .iter()
+                        .filter_map(|i| items.get(*i).cloned())
+                        .collect();
                     if picked.len() == origin.len() {
                         self.set(&at, &Value::Array(picked))?;
                     }
@@ -110,9 +139,13 @@ impl Config {
     }
 
     /// Byte spans of the values of an object's members.
-    fn members(&self, parents: &[&str]) -> Result<BTreeMap<String, std::ops::Range<usize>>, ConfigError> {
+    fn members(
+        &self,
+        parents: &[&str],
+    ) -> Result<BTreeMap<String, std::ops::Range<usize>>, ConfigError> {
         let start = self.object_start(parents)?;
-        let mut stream = serde_json::Deserializer::from_str(&self.text[start..]).into_iter::<BTreeMap<String, &RawValue>>();
+        let mut stream = serde_json::Deserializer::from_str(&self.text[start..])
+            .into_iter::<BTreeMap<String, &RawValue>>();
         let members = match stream.next() {
             Some(Ok(members)) => members,
             Some(Err(error)) => return Err(ConfigError(error.to_string())),
@@ -130,16 +163,23 @@ impl Config {
 
     fn object_start(&self, parents: &[&str]) -> Result<usize, ConfigError> {
         let Some((last, outer)) = parents.split_last() else {
-            let start = self.text.len() - self.text.trim_start_matches('\u{feff}').trim_start().len();
+            let start =
+                self.text.len() - self.text.trim_start_matches('\u{feff}').trim_start().len();
             return Ok(start);
         };
         let members = self.members(outer)?;
-        members.get(*last).map(|span| span.start).ok_or_else(|| ConfigError(format!("it has no '{last}'")))
+        members
+            .get(*last)
+            .map(|span| span.start)
+            .ok_or_else(|| ConfigError(format!("it has no '{last}'")))
     }
 
     fn indent_at(&self, at: usize) -> String {
         let line = self.text[..at].rfind('\n').map_or(0, |i| i + 1);
-        self.text[line..at].chars().take_while(|c| *c == ' ' || *c == '\t').collect()
+        self.text[line..at]
+            .chars()
+            .take_while(|c| *c == ' ' || *c == '\t')
+            .collect()
     }
 }
 
@@ -165,8 +205,13 @@ mod tests {
     fn only_the_changed_bytes_differ() {
         let mut config = Config::parse(TEXT).unwrap();
         config.set(&["num_hidden_layers"], &json!(6)).unwrap();
-        config.set(&["text_config", "dtype"], &json!("bfloat16")).unwrap();
-        assert_eq!(config.text(), TEXT.replace(": 4", ": 6").replace("float32", "bfloat16"));
+        config
+            .set(&["text_config", "dtype"], &json!("bfloat16"))
+            .unwrap();
+        assert_eq!(
+            config.text(),
+            TEXT.replace(": 4", ": 6").replace("float32", "bfloat16")
+        );
     }
 
     #[test]
@@ -180,7 +225,11 @@ mod tests {
     fn a_new_key_keeps_the_layout() {
         let mut config = Config::parse(TEXT).unwrap();
         config.set(&["tie_word_embeddings"], &json!(false)).unwrap();
-        assert!(config.text().starts_with("{\n  \"tie_word_embeddings\": false,\n  \"a\""));
+        assert!(
+            config
+                .text()
+                .starts_with("{\n  \"tie_word_embeddings\": false,\n  \"a\"")
+        );
         let mut empty = Config::parse("{}").unwrap();
         empty.set(&["k"], &json!(1)).unwrap();
         assert_eq!(empty.get(&["k"]), Some(json!(1)));
@@ -191,7 +240,10 @@ mod tests {
         let mut config = Config::parse(TEXT).unwrap();
         let key = config.set_layers(&[0, 1, 2, 1, 2, 3]).unwrap();
         assert_eq!(key.as_deref(), Some("num_hidden_layers"));
-        assert_eq!(config.get(&["layer_types"]), Some(json!(["x", "y", "x", "y", "x", "y"])));
+        assert_eq!(
+            config.get(&["layer_types"]),
+            Some(json!(["x", "y", "x", "y", "x", "y"]))
+        );
         assert_eq!(config.get(&["num_hidden_layers"]), Some(json!(6)));
     }
 

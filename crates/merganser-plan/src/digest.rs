@@ -7,8 +7,20 @@ use merganser_methods::Method;
 use crate::{Action, Model, Output};
 
 /// Hash of the plan: version, method, seed, inputs, and every output with its resolved parameters.
-pub(crate) fn of(method: &dyn Method, models: &[Model], outputs: &[Output], config: Option<&str>, seed: u64, shard_size: u64) -> String {
-    let mut text = format!("{}\n{}\n{seed}\n{shard_size}\n{}\n{config:?}\n", env!("CARGO_PKG_VERSION"), method.info().name, inputs(models));
+pub(crate) fn of(
+    method: &dyn Method,
+    models: &[Model],
+    outputs: &[Output],
+    config: Option<&str>,
+    seed: u64,
+    shard_size: u64,
+) -> String {
+    let mut text = format!(
+        "{}\n{}\n{seed}\n{shard_size}\n{}\n{config:?}\n",
+        env!("CARGO_PKG_VERSION"),
+        method.info().name,
+        inputs(models)
+    );
     for output in outputs {
         let _ = writeln!(text, "{} {} {:?}", output.name, output.dtype, output.shape);
         match &output.action {
@@ -21,7 +33,12 @@ pub(crate) fn of(method: &dyn Method, models: &[Model], outputs: &[Output], conf
             Action::Identical(inputs) => {
                 let _ = writeln!(text, " identical {inputs:?}");
             }
-            Action::Merge { inputs, base, settings, encoding } => {
+            Action::Merge {
+                inputs,
+                base,
+                settings,
+                encoding,
+            } => {
                 let _ = writeln!(text, " merge {inputs:?} {base:?} {settings:?} {encoding:?}");
             }
         }

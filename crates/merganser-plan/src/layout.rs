@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use merganser_recipe::{Body, Diagnostic, Document, ModelRef, Module, Parameters, Slice, Source, Span, Spanned};
+use merganser_recipe::{
+    Body, Diagnostic, Document, ModelRef, Module, Parameters, Slice, Source, Span, Spanned,
+};
 
 use crate::model::{Found, Model};
-use crate::roles::{layer_name, Role};
+use crate::roles::{Role, layer_name};
 
 /// One source of a slice.
 pub(crate) struct SourceScope<'r> {
@@ -72,7 +74,11 @@ pub(crate) fn layout<'r>(
     state_dict: bool,
 ) -> Result<Layout<'r>, Vec<Diagnostic>> {
     let base = document.base_model.as_ref();
-    let mut out = Layout { slices: Vec::new(), rows: Vec::new(), origins: Vec::new() };
+    let mut out = Layout {
+        slices: Vec::new(),
+        rows: Vec::new(),
+        origins: Vec::new(),
+    };
     match &document.body {
         Body::Models(sources) => {
             let scope = models_scope(sources, base, None, document.span, index);
@@ -83,7 +89,10 @@ pub(crate) fn layout<'r>(
             if stacks.len() > 1 {
                 return Err(vec![several_stacks(&stacks, document.span)]);
             }
-            let scopes = slices.iter().map(|slice| slice_scope(slice, base, None, index)).collect();
+            let scopes = slices
+                .iter()
+                .map(|slice| slice_scope(slice, base, None, index))
+                .collect();
             moved(&mut out, scopes, models, |_| true)?;
         }
         Body::Modules(modules) => by_module(&mut out, modules, base, models, index)?,
@@ -99,15 +108,29 @@ fn models_scope<'r>(
     span: Span,
     index: &dyn Fn(&ModelRef) -> usize,
 ) -> SliceScope<'r> {
-    let mut scopes: Vec<SourceScope<'r>> = sources.iter().map(|source| source_scope(source, index)).collect();
+    let mut scopes: Vec<SourceScope<'r>> = sources
+        .iter()
+        .map(|source| source_scope(source, index))
+        .collect();
     let base_model = base.map(index);
     if let Some(base) = base {
         if !sources.iter().any(|source| &source.model == base) {
-            scopes.push(SourceScope { model: index(base), parameters: None, span: base.span, range: None });
+            scopes.push(SourceScope {
+                model: index(base),
+                parameters: None,
+                span: base.span,
+                range: None,
+            });
         }
     }
     let span = sources.first().map_or(span, |source| source.model.span);
-    SliceScope { sources: scopes, base_model, slice: None, module, span }
+    SliceScope {
+        sources: scopes,
+        base_model,
+        slice: None,
+        module,
+        span,
+    }
 }
 
 fn slice_scope<'r>(
@@ -117,11 +140,18 @@ fn slice_scope<'r>(
     index: &dyn Fn(&ModelRef) -> usize,
 ) -> SliceScope<'r> {
     SliceScope {
-        sources: slice.sources.iter().map(|source| source_scope(source, index)).collect(),
+        sources: slice
+            .sources
+            .iter()
+            .map(|source| source_scope(source, index))
+            .collect(),
         base_model: slice.base_model.as_ref().or(base).map(index),
         slice: Some(&slice.parameters),
         module,
-        span: slice.sources.first().map_or(slice.span, |source| source.model.span),
+        span: slice
+            .sources
+            .first()
+            .map_or(slice.span, |source| source.model.span),
     }
 }
 
@@ -130,7 +160,10 @@ fn source_scope<'r>(source: &'r Source, index: &dyn Fn(&ModelRef) -> usize) -> S
         model: index(&source.model),
         parameters: Some(&source.parameters),
         span: source.model.span,
-        range: source.layer_range.as_ref().map(|range| (range.value[0] as usize, range.value[1] as usize, range.span)),
+        range: source
+            .layer_range
+            .as_ref()
+            .map(|range| (range.value[0] as usize, range.value[1] as usize, range.span)),
     }
 }
 
@@ -145,11 +178,19 @@ pub(crate) fn stacks(model: &Model) -> BTreeMap<String, BTreeSet<usize>> {
     stacks
 }
 
-fn stacks_of(slices: &[Slice], models: &[Model], index: &dyn Fn(&ModelRef) -> usize) -> Vec<String> {
+fn stacks_of(
+    slices: &[Slice],
+    models: &[Model],
+    index: &dyn Fn(&ModelRef) -> usize,
+) -> Vec<String> {
     slices
         .iter()
         .flat_map(|slice| &slice.sources)
-        .map(|source| stacks(&models[index(&source.model)]).into_keys().collect::<Vec<_>>())
+        .map(|source| {
+            stacks(&models[index(&source.model)])
+                .into_keys()
+                .collect::<Vec<_>>()
+        })
         .max_by_key(Vec::len)
         .unwrap_or_default()
 }
@@ -205,8 +246,18 @@ fn whole<'r>(
             }
             _ => (0.0, None),
         };
-        let cells = scope.sources.iter().map(|source| models[source.model].find(&name)).collect();
-        out.rows.push(Row { name, cells, t, slice, layer });
+        let cells = scope
+            .sources
+            .iter()
+            .map(|source| models[source.model].find(&name))
+            .collect();
+        out.rows.push(Row {
+            name,
+            cells,
+            t,
+            slice,
+            layer,
+        });
     }
     out.slices.push(scope);
     Ok(())
@@ -214,16 +265,35 @@ fn whole<'r>(
 
 /// Position of layer `j` of `layers` in a gradient; a single layer stands at the end.
 fn gradient_position(j: usize, layers: usize) -> f64 {
-    if layers <= 1 { 1.0 } else { j as f64 / (layers - 1) as f64 }
+    if layers <= 1 {
+        1.0
+    } else {
+        j as f64 / (layers - 1) as f64
+    }
 }
 
-fn same_depth(scope: &SliceScope<'_>, models: &[Model], belongs: &impl Fn(&str) -> bool) -> Result<(), Vec<Diagnostic>> {
+fn same_depth(
+    scope: &SliceScope<'_>,
+    models: &[Model],
+    belongs: &impl Fn(&str) -> bool,
+) -> Result<(), Vec<Diagnostic>> {
     let depth = |source: &SourceScope<'_>| -> usize {
-        stacks(&models[source.model]).iter().filter(|(stack, _)| belongs(stack)).map(|(_, layers)| layers.len()).max().unwrap_or(0)
+        stacks(&models[source.model])
+            .iter()
+            .filter(|(stack, _)| belongs(stack))
+            .map(|(_, layers)| layers.len())
+            .max()
+            .unwrap_or(0)
     };
-    let Some(first) = scope.sources.first() else { return Ok(()) };
+    let Some(first) = scope.sources.first() else {
+        return Ok(());
+    };
     let wanted = depth(first);
-    let different: Vec<_> = scope.sources.iter().filter(|source| depth(source) != wanted).collect();
+    let different: Vec<_> = scope
+        .sources
+        .iter()
+        .filter(|source| depth(source) != wanted)
+        .collect();
     if different.is_empty() {
         return Ok(());
     }
@@ -232,7 +302,9 @@ fn same_depth(scope: &SliceScope<'_>, models: &[Model], belongs: &impl Fn(&str) 
     for source in different {
         diagnostic = diagnostic.label(source.span, format!("{} layers", depth(source)));
     }
-    Err(vec![diagnostic.help("choose the layers to merge with `slices:` and `layer_range`")])
+    Err(vec![diagnostic.help(
+        "choose the layers to merge with `slices:` and `layer_range`",
+    )])
 }
 
 /// Slices whose layers move to new places.
@@ -254,10 +326,16 @@ fn moved<'r>(
         }
         errors.extend(ranges_inside(scope, models, &belongs));
         if errors.is_empty() {
-            let ranges: Vec<(usize, usize)> = scope.sources.iter().map(|s| s.range.map_or((0, 0), |(a, b, _)| (a, b))).collect();
+            let ranges: Vec<(usize, usize)> = scope
+                .sources
+                .iter()
+                .map(|s| s.range.map_or((0, 0), |(a, b, _)| (a, b)))
+                .collect();
             let layers = ranges.first().map_or(0, |(a, b)| b - a);
             for j in 0..layers {
-                layer(out, scope, slice, models, &belongs, &ranges, j, layers, next);
+                layer(
+                    out, scope, slice, models, &belongs, &ranges, j, layers, next,
+                );
                 origin.push(ranges[0].0 + j);
                 next += 1;
             }
@@ -268,10 +346,18 @@ fn moved<'r>(
     }
     out.slices.extend(scopes);
     out.origins.push(origin);
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
 }
 
-fn ranges_inside(scope: &SliceScope<'_>, models: &[Model], belongs: &impl Fn(&str) -> bool) -> Vec<Diagnostic> {
+fn ranges_inside(
+    scope: &SliceScope<'_>,
+    models: &[Model],
+    belongs: &impl Fn(&str) -> bool,
+) -> Vec<Diagnostic> {
     let mut errors = Vec::new();
     for source in &scope.sources {
         let layers = stacks(&models[source.model])
@@ -283,9 +369,16 @@ fn ranges_inside(scope: &SliceScope<'_>, models: &[Model], belongs: &impl Fn(&st
         if let Some((start, end, span)) = source.range {
             if end > layers {
                 errors.push(
-                    Diagnostic::error(format!("layer_range [{start}, {end}] reaches beyond the model"))
-                        .label(span, format!("{} has {layers} layers", models[source.model].label))
-                        .help(format!("the end is exclusive, so the largest range is [0, {layers}]")),
+                    Diagnostic::error(format!(
+                        "layer_range [{start}, {end}] reaches beyond the model"
+                    ))
+                    .label(
+                        span,
+                        format!("{} has {layers} layers", models[source.model].label),
+                    )
+                    .help(format!(
+                        "the end is exclusive, so the largest range is [0, {layers}]"
+                    )),
                 );
             }
         }
@@ -304,7 +397,10 @@ fn outside(
 ) {
     let mut names: BTreeSet<&str> = BTreeSet::new();
     for source in &scope.sources {
-        for name in models[source.model].names().filter(|name| Role::of(name) == role && belongs(name)) {
+        for name in models[source.model]
+            .names()
+            .filter(|name| Role::of(name) == role && belongs(name))
+        {
             let alias = |other: &SourceScope<'_>| matches!(models[other.model].find(name), Some(Found::Renamed(other)) if names.contains(other.as_str()));
             if !scope.sources.iter().any(alias) {
                 names.insert(name);
@@ -312,8 +408,18 @@ fn outside(
         }
     }
     for name in names {
-        let cells = scope.sources.iter().map(|source| models[source.model].find(name)).collect();
-        out.rows.push(Row { name: name.to_owned(), cells, t: 0.0, slice, layer: None });
+        let cells = scope
+            .sources
+            .iter()
+            .map(|source| models[source.model].find(name))
+            .collect();
+        out.rows.push(Row {
+            name: name.to_owned(),
+            cells,
+            t: 0.0,
+            slice,
+            layer: None,
+        });
     }
 }
 
@@ -333,8 +439,16 @@ fn layer(
     let mut parts: BTreeSet<(String, String)> = BTreeSet::new();
     for (source, (start, _)) in scope.sources.iter().zip(ranges) {
         for name in models[source.model].names() {
-            if let Role::Layer { stack, index, suffix } = Role::of(name) {
-                if index == start + j && belongs(stack) && !parts.iter().any(|(_, known)| known == suffix) {
+            if let Role::Layer {
+                stack,
+                index,
+                suffix,
+            } = Role::of(name)
+            {
+                if index == start + j
+                    && belongs(stack)
+                    && !parts.iter().any(|(_, known)| known == suffix)
+                {
                     parts.insert((stack.to_owned(), suffix.to_owned()));
                 }
             }
@@ -345,10 +459,18 @@ fn layer(
             .sources
             .iter()
             .zip(ranges)
-            .map(|(source, (start, _))| models[source.model].find(&layer_name(&stack, start + j, &suffix)))
+            .map(|(source, (start, _))| {
+                models[source.model].find(&layer_name(&stack, start + j, &suffix))
+            })
             .collect();
         let name = layer_name(&stack, to, &suffix);
-        out.rows.push(Row { name, cells, t: gradient_position(j, layers), slice, layer: Some(to) });
+        out.rows.push(Row {
+            name,
+            cells,
+            t: gradient_position(j, layers),
+            slice,
+            layer: Some(to),
+        });
     }
 }
 
@@ -359,20 +481,29 @@ fn by_module<'r>(
     models: &[Model],
     index: &dyn Fn(&ModelRef) -> usize,
 ) -> Result<(), Vec<Diagnostic>> {
-    let all: BTreeSet<String> = models.iter().flat_map(|model| stacks(model).into_keys()).collect();
+    let all: BTreeSet<String> = models
+        .iter()
+        .flat_map(|model| stacks(model).into_keys())
+        .collect();
     let roots = module_roots(&all);
     let mut given: Vec<&str> = Vec::new();
     for (name, module) in modules {
         let root = if name.value == "default" && roots.len() <= 1 {
             roots.first().map_or("", String::as_str)
         } else {
-            match roots.iter().find(|root| root.split('.').any(|word| word == name.value) || **root == name.value) {
+            match roots
+                .iter()
+                .find(|root| root.split('.').any(|word| word == name.value) || **root == name.value)
+            {
                 Some(root) => root,
                 None => {
                     return Err(vec![
-                        Diagnostic::error(format!("the model has no module called '{}'", name.value))
-                            .label(name.span, "not found in the tensor names")
-                            .help(format!("its modules are: {}", roots.join(", "))),
+                        Diagnostic::error(format!(
+                            "the model has no module called '{}'",
+                            name.value
+                        ))
+                        .label(name.span, "not found in the tensor names")
+                        .help(format!("its modules are: {}", roots.join(", "))),
                     ]);
                 }
             }
@@ -382,18 +513,33 @@ fn by_module<'r>(
         let parameters = Some(&module.parameters);
         match &module.body {
             Body::Models(sources) => {
-                whole(out, models_scope(sources, base, parameters, name.span, index), models, belongs, false)?;
+                whole(
+                    out,
+                    models_scope(sources, base, parameters, name.span, index),
+                    models,
+                    belongs,
+                    false,
+                )?;
             }
             Body::Slices(slices) => {
-                let scopes = slices.iter().map(|slice| slice_scope(slice, base, parameters, index)).collect();
+                let scopes = slices
+                    .iter()
+                    .map(|slice| slice_scope(slice, base, parameters, index))
+                    .collect();
                 moved(out, scopes, models, belongs)?;
             }
             Body::Modules(_) => {}
         }
     }
-    let left: Vec<&str> = roots.iter().map(String::as_str).filter(|root| !given.contains(root)).collect();
+    let left: Vec<&str> = roots
+        .iter()
+        .map(String::as_str)
+        .filter(|root| !given.contains(root))
+        .collect();
     if !left.is_empty() && roots.len() > 1 {
-        let span = modules.first().map_or(Span::default(), |(name, _)| name.span);
+        let span = modules
+            .first()
+            .map_or(Span::default(), |(name, _)| name.span);
         return Err(vec![
             Diagnostic::error("the recipe leaves out part of the model")
                 .label(span, format!("nothing is said about: {}", left.join(", ")))
@@ -422,12 +568,16 @@ fn module_of<'a>(name: &str, roots: &'a [String]) -> Option<&'a str> {
     if roots.len() <= 1 {
         return None;
     }
-    let inside = roots.iter().filter(|root| within(name, root)).max_by_key(|root| root.len());
+    let inside = roots
+        .iter()
+        .filter(|root| within(name, root))
+        .max_by_key(|root| root.len());
     inside.or(roots.first()).map(String::as_str)
 }
 
 fn within(name: &str, root: &str) -> bool {
-    name.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    name.strip_prefix(root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Embeddings, then layers by number, then the rest; by name within each.

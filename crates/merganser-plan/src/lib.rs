@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 
 use merganser_methods::{Encoding, Grain, Method, Settings};
 use merganser_recipe::{Diagnostic, Recipe};
-use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 use merganser_store::Dtype;
+use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
 pub use combine::kernel_float;
 pub use config::{Config, ConfigError};
@@ -204,7 +204,10 @@ impl Plan {
 
     /// Bytes of input tensors that one pass over the output reads.
     pub fn input_bytes(&self) -> u64 {
-        self.outputs.iter().map(|output| self.input_bytes_of(output)).sum()
+        self.outputs
+            .iter()
+            .map(|output| self.input_bytes_of(output))
+            .sum()
     }
 
     /// Bytes of input tensors that one pass over this output tensor reads.
@@ -213,7 +216,9 @@ impl Plan {
             .inputs()
             .iter()
             .map(|input| {
-                let size = self.models[input.model].describe(&input.tensor).map_or(0, |(dtype, _)| dtype.size());
+                let size = self.models[input.model]
+                    .describe(&input.tensor)
+                    .map_or(0, |(dtype, _)| dtype.size());
                 (output.elements() * size) as u64
             })
             .sum()
@@ -227,11 +232,19 @@ impl Plan {
 
     /// Bytes of working memory one thread needs at most, and the tensor that needs them.
     pub fn thread_bytes(&self) -> Option<(u64, &str)> {
-        self.outputs.iter().map(|output| (self.scratch_of(output), output.name.as_str())).max()
+        self.outputs
+            .iter()
+            .map(|output| (self.scratch_of(output), output.name.as_str()))
+            .max()
     }
 
     fn scratch_of(&self, output: &Output) -> u64 {
-        let streams = output.inputs().len() + output.inputs().iter().filter(|input| input.companion.is_some()).count();
+        let streams = output.inputs().len()
+            + output
+                .inputs()
+                .iter()
+                .filter(|input| input.companion.is_some())
+                .count();
         let grain = match &output.action {
             Action::Merge { settings, .. } => self.method.grain(settings),
             _ => Grain::Elements,
@@ -252,12 +265,22 @@ impl Plan {
         if self.shards.len() < 2 {
             return None;
         }
-        let weight_map: BTreeMap<&str, &str> =
-            self.outputs.iter().map(|output| (output.name.as_str(), self.shards[output.shard].file.as_str())).collect();
+        let weight_map: BTreeMap<&str, &str> = self
+            .outputs
+            .iter()
+            .map(|output| {
+                (
+                    output.name.as_str(),
+                    self.shards[output.shard].file.as_str(),
+                )
+            })
+            .collect();
         let index = serde_json::json!({
             "metadata": { "total_size": self.output_bytes() },
             "weight_map": weight_map,
         });
-        serde_json::to_string_pretty(&index).ok().map(|text| text + "\n")
+        serde_json::to_string_pretty(&index)
+            .ok()
+            .map(|text| text + "\n")
     }
 }

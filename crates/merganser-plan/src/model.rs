@@ -4,17 +4,30 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use merganser_recipe::ModelRef;
+use merganser_store::Dtype;
 use merganser_store::adapter::{Adapter, Delta};
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
-use merganser_store::Dtype;
 use serde_json::Value;
 
 use crate::roles;
 
 /// Prefixes under which the same tensors are saved by a bare model and by a model with a head.
 const PREFIXES: &[&str] = &[
-    "model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.", "deberta.", "vit.", "gpt_neox.",
-    "vision_model.", "text_model.", "model.language_model.", "language_model.", "module.", "_orig_mod.",
+    "model.",
+    "transformer.",
+    "bert.",
+    "roberta.",
+    "distilbert.",
+    "electra.",
+    "deberta.",
+    "vit.",
+    "gpt_neox.",
+    "vision_model.",
+    "text_model.",
+    "model.language_model.",
+    "language_model.",
+    "module.",
+    "_orig_mod.",
 ];
 
 /// One input model, its headers read.
@@ -72,7 +85,10 @@ impl Inputs {
     /// # Panics
     /// If it was not added: every reference of a document must be opened before it is planned.
     pub fn index(&self, reference: &ModelRef) -> usize {
-        *self.references.get(reference).expect("every model of the recipe is opened before planning")
+        *self
+            .references
+            .get(reference)
+            .expect("every model of the recipe is opened before planning")
     }
 
     /// Index of the model of companion tensors at `path`.
@@ -106,13 +122,24 @@ impl Model {
     ///
     /// # Errors
     /// If config.json is not JSON.
-    pub fn new(label: String, checkpoint: Arc<Checkpoint>, adapter: Option<Arc<Adapter>>) -> Result<Self, String> {
+    pub fn new(
+        label: String,
+        checkpoint: Arc<Checkpoint>,
+        adapter: Option<Arc<Adapter>>,
+    ) -> Result<Self, String> {
         let config = match checkpoint.config() {
             Some(text) => serde_json::from_str(text.trim_start_matches('\u{feff}'))
                 .map_err(|error| format!("config.json of {label} is not valid JSON: {error}"))?,
             None => Value::Null,
         };
-        Ok(Self { label, checkpoint, adapter, config, tokenizer: None, sample: String::new() })
+        Ok(Self {
+            label,
+            checkpoint,
+            adapter,
+            config,
+            tokenizer: None,
+            sample: String::new(),
+        })
     }
 
     /// Adds what is known of the model's tokenizer.
@@ -137,7 +164,10 @@ impl Model {
     /// Hash of its identity: sizes and headers of its files, and the sample.
     pub fn identity(&self) -> String {
         let mut text = self.sample.clone();
-        let adapter = self.adapter.iter().flat_map(|adapter| adapter.checkpoint().files());
+        let adapter = self
+            .adapter
+            .iter()
+            .flat_map(|adapter| adapter.checkpoint().files());
         for file in self.checkpoint.files().iter().chain(adapter) {
             text.push_str(&format!(" {} {}", file.size, file.header_digest));
         }
@@ -146,7 +176,9 @@ impl Model {
 
     /// The value of a key of config.json, looked for in `text_config` too.
     pub fn config_value(&self, key: &str) -> Option<&Value> {
-        self.config.get(key).or_else(|| self.config.get("text_config")?.get(key))
+        self.config
+            .get(key)
+            .or_else(|| self.config.get("text_config")?.get(key))
     }
 
     /// `model_type` of config.json.
@@ -156,22 +188,30 @@ impl Model {
 
     /// Whether the output head shares the input embedding (transformers' default when the key is absent).
     pub fn is_tied(&self) -> bool {
-        self.config_value("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true)
+        self.config_value("tie_word_embeddings")
+            .and_then(Value::as_bool)
+            .unwrap_or(true)
     }
 
     /// Names of all tensors, those that the adapter adds included.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let added = self.adapter.iter().flat_map(|adapter| {
-            adapter.modules().iter().filter(|(_, delta)| delta.iter().any(|d| matches!(d, Delta::Replace(_)))).map(|(name, _)| name.as_str())
+            adapter
+                .modules()
+                .iter()
+                .filter(|(_, delta)| delta.iter().any(|d| matches!(d, Delta::Replace(_))))
+                .map(|(name, _)| name.as_str())
         });
         let own = &self.checkpoint;
-        own.tensors().keys().map(String::as_str).chain(added.filter(|name| !own.tensors().contains_key(*name)))
+        own.tensors()
+            .keys()
+            .map(String::as_str)
+            .chain(added.filter(|name| !own.tensors().contains_key(*name)))
     }
 
     /// Whether the model has a tensor of exactly this name.
     pub fn has(&self, name: &str) -> bool {
-        self.checkpoint.tensors().contains_key(name)
-            || self.replacement(name).is_some()
+        self.checkpoint.tensors().contains_key(name) || self.replacement(name).is_some()
     }
 
     /// Looks a tensor up under its name, a known alias, or the weight it is tied to.
@@ -184,12 +224,18 @@ impl Model {
             if self.has(&longer) {
                 return Some(Found::Renamed(longer));
             }
-            if let Some(shorter) = name.strip_prefix(prefix).filter(|shorter| self.has(shorter)) {
+            if let Some(shorter) = name
+                .strip_prefix(prefix)
+                .filter(|shorter| self.has(shorter))
+            {
                 return Some(Found::Renamed(shorter.to_owned()));
             }
         }
         if roles::is_output_head(name) && name.ends_with(".weight") && self.is_tied() {
-            return self.names().find(|own| roles::is_input_embedding(own)).map(|own| Found::Tied(own.to_owned()));
+            return self
+                .names()
+                .find(|own| roles::is_input_embedding(own))
+                .map(|own| Found::Tied(own.to_owned()));
         }
         None
     }
@@ -210,7 +256,10 @@ impl Model {
 
     /// What the adapter does to a tensor, in order.
     pub fn deltas(&self, name: &str) -> &[Delta] {
-        self.adapter.as_ref().and_then(|adapter| adapter.modules().get(name)).map_or(&[], Vec::as_slice)
+        self.adapter
+            .as_ref()
+            .and_then(|adapter| adapter.modules().get(name))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// Checks that every change of the adapter finds its tensor, of the right shape.
@@ -218,9 +267,14 @@ impl Model {
     /// # Errors
     /// The first that does not.
     pub fn check_adapter(&self) -> Result<(), String> {
-        let Some(adapter) = &self.adapter else { return Ok(()) };
+        let Some(adapter) = &self.adapter else {
+            return Ok(());
+        };
         for (name, deltas) in adapter.modules() {
-            for delta in deltas.iter().filter(|delta| !matches!(delta, Delta::Replace(_))) {
+            for delta in deltas
+                .iter()
+                .filter(|delta| !matches!(delta, Delta::Replace(_)))
+            {
                 let wanted = delta.shape();
                 match self.describe(name) {
                     Some((_, shape)) if shape == wanted => {}

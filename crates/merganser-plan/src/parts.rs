@@ -17,8 +17,19 @@ pub struct Part {
 impl Plan {
     /// Splits the merge into `count` parts, some of them empty if there are fewer output files than parts.
     pub fn parts(&self, count: usize) -> Vec<Part> {
-        let mut parts = vec![Part { shards: Vec::new(), cost: 0 }; count.max(1)];
-        let mut costs: Vec<(u64, usize)> = self.shards.iter().enumerate().map(|(i, _)| (self.shard_cost(i), i)).collect();
+        let mut parts = vec![
+            Part {
+                shards: Vec::new(),
+                cost: 0
+            };
+            count.max(1)
+        ];
+        let mut costs: Vec<(u64, usize)> = self
+            .shards
+            .iter()
+            .enumerate()
+            .map(|(i, _)| (self.shard_cost(i), i))
+            .collect();
         costs.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
         for (cost, shard) in costs {
             if let Some(part) = parts.iter_mut().min_by_key(|part| part.cost) {
@@ -37,7 +48,9 @@ impl Plan {
             .outputs
             .iter()
             .map(|i| &self.outputs[*i])
-            .map(|output| self.input_bytes_of(output) * u64::from(self.passes(output)) + output.nbytes)
+            .map(|output| {
+                self.input_bytes_of(output) * u64::from(self.passes(output)) + output.nbytes
+            })
             .sum()
     }
 }

@@ -6,26 +6,41 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use merganser_methods::{registry, BasePolicy, Kind, Method, MethodInfo, Parameter, Scope, Settings, Value};
-use merganser_recipe::{nearest, Body, Diagnostic, Document, Parameters, Slice, Source, Spanned};
+use merganser_methods::{
+    BasePolicy, Kind, Method, MethodInfo, Parameter, Scope, Settings, Value, registry,
+};
+use merganser_recipe::{Body, Diagnostic, Document, Parameters, Slice, Source, Spanned, nearest};
 
 use crate::layout::{Row, SliceScope};
 use crate::model::Model;
 
 /// Finds the method and checks all parameters of the document. Warnings and errors come together.
-pub(crate) fn check(document: &Document, lenient: bool) -> (Option<&'static dyn Method>, Vec<Diagnostic>) {
+pub(crate) fn check(
+    document: &Document,
+    lenient: bool,
+) -> (Option<&'static dyn Method>, Vec<Diagnostic>) {
     let wanted = &document.merge_method;
     let Some(method) = merganser_methods::find(&wanted.value) else {
         let names = registry().iter().map(|method| method.info().name);
-        let mut diagnostic = Diagnostic::error(format!("there is no merge method called '{}'", wanted.value))
-            .label(wanted.span, "unknown method");
+        let mut diagnostic = Diagnostic::error(format!(
+            "there is no merge method called '{}'",
+            wanted.value
+        ))
+        .label(wanted.span, "unknown method");
         diagnostic = match nearest(&wanted.value, names) {
-            Some(name) => diagnostic.help(format!("did you mean `{name}`? `merganser methods` lists them all")),
+            Some(name) => diagnostic.help(format!(
+                "did you mean `{name}`? `merganser methods` lists them all"
+            )),
             None => diagnostic.help("`merganser methods` lists them all"),
         };
         return (None, vec![diagnostic]);
     };
-    let mut check = Check { info: method.info(), lenient, found: Vec::new(), seen: BTreeSet::new() };
+    let mut check = Check {
+        info: method.info(),
+        lenient,
+        found: Vec::new(),
+        seen: BTreeSet::new(),
+    };
     check.scope(&document.parameters, false);
     check.body(&document.body);
     (Some(method), check.found)
@@ -76,7 +91,10 @@ impl Check {
                 continue;
             };
             if of_model && parameter.scope == Scope::Shared {
-                let message = format!("'{}' belongs to the whole merge, not to one model", name.value);
+                let message = format!(
+                    "'{}' belongs to the whole merge, not to one model",
+                    name.value
+                );
                 let diagnostic = self
                     .mistake(message)
                     .label(name.span, "has no effect here")
@@ -98,7 +116,13 @@ impl Check {
     fn unknown(&mut self, name: &Spanned<String>) {
         let elsewhere: Vec<&str> = registry()
             .iter()
-            .filter(|method| method.info().parameters.iter().any(|p| p.name == name.value))
+            .filter(|method| {
+                method
+                    .info()
+                    .parameters
+                    .iter()
+                    .any(|p| p.name == name.value)
+            })
             .map(|method| method.info().name)
             .collect();
         let here = self.info.parameters.iter().map(|p| p.name);
@@ -109,18 +133,29 @@ impl Check {
                 .label(name.span, "unknown parameter");
             match nearest(&name.value, here.clone()) {
                 Some(close) => diagnostic.help(format!("did you mean `{close}`?")),
-                None if self.info.parameters.is_empty() => diagnostic.help(format!("{method} has no parameters")),
-                None => diagnostic.help(format!("{method} knows: {}", here.collect::<Vec<_>>().join(", "))),
+                None if self.info.parameters.is_empty() => {
+                    diagnostic.help(format!("{method} has no parameters"))
+                }
+                None => diagnostic.help(format!(
+                    "{method} knows: {}",
+                    here.collect::<Vec<_>>().join(", ")
+                )),
             }
         } else {
-            Diagnostic::warning(format!("'{}' has no effect on {method}", name.value))
-                .label(name.span, format!("a parameter of {}", elsewhere.join(", ")))
+            Diagnostic::warning(format!("'{}' has no effect on {method}", name.value)).label(
+                name.span,
+                format!("a parameter of {}", elsewhere.join(", ")),
+            )
         };
         self.found.push(diagnostic);
     }
 
     fn mistake(&self, message: String) -> Diagnostic {
-        if self.lenient { Diagnostic::warning(message) } else { Diagnostic::error(message) }
+        if self.lenient {
+            Diagnostic::warning(message)
+        } else {
+            Diagnostic::error(message)
+        }
     }
 }
 
@@ -140,9 +175,13 @@ fn convert(parameter: &Parameter, value: &merganser_recipe::Value) -> Result<Val
             in_range(x as f64, min as f64, max as f64)?;
             Ok(Value::Int(x))
         }
-        Kind::Bool => Ok(Value::Bool(value.as_bool().ok_or("expected true or false")?)),
+        Kind::Bool => Ok(Value::Bool(
+            value.as_bool().ok_or("expected true or false")?,
+        )),
         Kind::Choice(words) => {
-            let word = value.as_str().ok_or_else(|| format!("expected one of: {}", words.join(", ")))?;
+            let word = value
+                .as_str()
+                .ok_or_else(|| format!("expected one of: {}", words.join(", ")))?;
             if words.contains(&word) {
                 Ok(Value::Text(word.to_owned()))
             } else {
@@ -152,7 +191,9 @@ fn convert(parameter: &Parameter, value: &merganser_recipe::Value) -> Result<Val
                 })
             }
         }
-        Kind::Text | Kind::File => Ok(Value::Text(value.as_str().ok_or("expected a text")?.to_owned())),
+        Kind::Text | Kind::File => Ok(Value::Text(
+            value.as_str().ok_or("expected a text")?.to_owned(),
+        )),
     }
 }
 
@@ -169,7 +210,9 @@ fn in_range(x: f64, min: f64, max: f64) -> Result<(), String> {
 
 fn describe(parameter: &Parameter) -> String {
     let range = match parameter.kind {
-        Kind::Float { min, max } if min.is_finite() && max.is_finite() => format!(" (a number from {min} to {max})"),
+        Kind::Float { min, max } if min.is_finite() && max.is_finite() => {
+            format!(" (a number from {min} to {max})")
+        }
         Kind::Float { min, .. } if min.is_finite() => format!(" (a number, {min} or more)"),
         Kind::Choice(words) => format!(" ({})", words.join(", ")),
         _ => String::new(),
@@ -192,14 +235,24 @@ pub(crate) fn settings(
     let shared_scopes = [scope.slice, scope.module, Some(&document.parameters)];
     let mut settings = Settings::default();
     for parameter in info.parameters.iter().filter(|p| p.scope == Scope::Shared) {
-        let value = look_up(parameter, &row.name, row.t, shared_scopes.iter().copied().flatten())?;
+        let value = look_up(
+            parameter,
+            &row.name,
+            row.t,
+            shared_scopes.iter().copied().flatten(),
+        )?;
         match value {
             Some(value) => {
                 settings.shared.insert(parameter.name, value);
             }
             None if parameter.required => {
-                return Err(missing(document, info, parameter, None, &row.name)
-                    .help(format!("add `{}` to `parameters`: {}", parameter.name, describe(parameter))));
+                return Err(
+                    missing(document, info, parameter, None, &row.name).help(format!(
+                        "add `{}` to `parameters`: {}",
+                        parameter.name,
+                        describe(parameter)
+                    )),
+                );
             }
             None => {}
         }
@@ -208,9 +261,15 @@ pub(crate) fn settings(
         let mut own = BTreeMap::new();
         if base != Some(i) || info.base == BasePolicy::Ignored {
             let source = &scope.sources[*source];
-            let scopes = std::iter::once(source.parameters).chain(shared_scopes).flatten();
+            let scopes = std::iter::once(source.parameters)
+                .chain(shared_scopes)
+                .flatten();
             let scopes: Vec<&Parameters> = scopes.collect();
-            for parameter in info.parameters.iter().filter(|p| p.scope == Scope::PerInput) {
+            for parameter in info
+                .parameters
+                .iter()
+                .filter(|p| p.scope == Scope::PerInput)
+            {
                 match look_up(parameter, tensor, row.t, scopes.iter().copied())? {
                     Some(value) => {
                         own.insert(parameter.name, value);
@@ -218,7 +277,10 @@ pub(crate) fn settings(
                     None if parameter.required => {
                         let label = &models[source.model].label;
                         return Err(missing(document, info, parameter, Some(label), tensor)
-                            .label(source.span, format!("no `{}` for this model", parameter.name))
+                            .label(
+                                source.span,
+                                format!("no `{}` for this model", parameter.name),
+                            )
                             .help(format!("{}: {}", parameter.name, describe(parameter))));
                     }
                     None => {}
@@ -237,9 +299,16 @@ fn look_up<'a>(
     scopes: impl Iterator<Item = &'a Parameters>,
 ) -> Result<Option<Value>, Diagnostic> {
     for scope in scopes {
-        let Some((name, setting)) = scope.iter().find(|(name, _)| name.value == parameter.name) else { continue };
+        let Some((name, setting)) = scope.iter().find(|(name, _)| name.value == parameter.name)
+        else {
+            continue;
+        };
         let fault = |reason: String| {
-            Diagnostic::error(format!("'{}' has no value for tensor '{tensor}'", parameter.name)).label(name.span, reason)
+            Diagnostic::error(format!(
+                "'{}' has no value for tensor '{tensor}'",
+                parameter.name
+            ))
+            .label(name.span, reason)
         };
         if let Some(value) = setting.value.resolve(tensor, t) {
             return convert(parameter, &value).map(Some).map_err(fault);
@@ -248,8 +317,20 @@ fn look_up<'a>(
     Ok(parameter.default.map(Value::from))
 }
 
-fn missing(document: &Document, info: &MethodInfo, parameter: &Parameter, model: Option<&str>, tensor: &str) -> Diagnostic {
+fn missing(
+    document: &Document,
+    info: &MethodInfo,
+    parameter: &Parameter,
+    model: Option<&str>,
+    tensor: &str,
+) -> Diagnostic {
     let of = model.map_or(String::new(), |model| format!(" for model {model}"));
-    Diagnostic::error(format!("{} needs `{}`{of} (tensor '{tensor}')", info.name, parameter.name))
-        .label(document.merge_method.span, format!("this method has no default for `{}`", parameter.name))
+    Diagnostic::error(format!(
+        "{} needs `{}`{of} (tensor '{tensor}')",
+        info.name, parameter.name
+    ))
+    .label(
+        document.merge_method.span,
+        format!("this method has no default for `{}`", parameter.name),
+    )
 }

@@ -22,14 +22,49 @@ pub enum Role<'a> {
 }
 
 /// Words of a name that mark weights used before the first layer.
-const PRE: &[&str] = &["wte", "wpe", "pre_layrnorm", "pre_layernorm", "cls_token", "shared", "ln_pre", "patchify"];
+const PRE: &[&str] = &[
+    "wte",
+    "wpe",
+    "pre_layrnorm",
+    "pre_layernorm",
+    "cls_token",
+    "shared",
+    "ln_pre",
+    "patchify",
+];
 
 /// Words of a name that mark weights used after the last layer.
 const POST: &[&str] = &[
-    "lm_head", "embed_out", "score", "classifier", "pre_classifier", "pooler", "qa_outputs", "cls", "head", "heads",
-    "ln_f", "norm", "norm_f", "final_norm", "final_layernorm", "final_layer_norm", "post_layernorm", "ln_post",
-    "layernorm", "visual_projection", "text_projection", "logit_scale", "logit_bias", "vocab_transform",
-    "vocab_layer_norm", "vocab_projector", "output_layer", "output", "proj_out", "lm_head_norm",
+    "lm_head",
+    "embed_out",
+    "score",
+    "classifier",
+    "pre_classifier",
+    "pooler",
+    "qa_outputs",
+    "cls",
+    "head",
+    "heads",
+    "ln_f",
+    "norm",
+    "norm_f",
+    "final_norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "post_layernorm",
+    "ln_post",
+    "layernorm",
+    "visual_projection",
+    "text_projection",
+    "logit_scale",
+    "logit_bias",
+    "vocab_transform",
+    "vocab_layer_norm",
+    "vocab_projector",
+    "output_layer",
+    "output",
+    "proj_out",
+    "lm_head_norm",
 ];
 
 impl<'a> Role<'a> {
@@ -40,14 +75,23 @@ impl<'a> Role<'a> {
             let end = at + word.len();
             if i > 0 && end < name.len() {
                 if let Some(index) = number(word) {
-                    return Self::Layer { stack: &name[..at - 1], index, suffix: &name[end + 1..] };
+                    return Self::Layer {
+                        stack: &name[..at - 1],
+                        index,
+                        suffix: &name[end + 1..],
+                    };
                 }
             }
             at = end + 1;
         }
         let post = |word: &str| POST.contains(&word);
-        let pre = |word: &str| word != "embed_out" && (word.contains("embed") || PRE.contains(&word));
-        if !name.split('.').any(pre) && name.split('.').any(post) { Self::Post } else { Self::Pre }
+        let pre =
+            |word: &str| word != "embed_out" && (word.contains("embed") || PRE.contains(&word));
+        if !name.split('.').any(pre) && name.split('.').any(post) {
+            Self::Post
+        } else {
+            Self::Pre
+        }
     }
 }
 
@@ -69,25 +113,46 @@ pub(crate) fn is_vocabulary(name: &str) -> bool {
 
 /// Whether a tensor maps hidden states to the vocabulary.
 pub(crate) fn is_output_head(name: &str) -> bool {
-    ends(name, &["lm_head.weight", "lm_head.bias", "embed_out.weight", "output_layer.weight", "predictions.decoder.weight"])
+    ends(
+        name,
+        &[
+            "lm_head.weight",
+            "lm_head.bias",
+            "embed_out.weight",
+            "output_layer.weight",
+            "predictions.decoder.weight",
+        ],
+    )
 }
 
 /// Whether a tensor is the input embedding of tokens.
 pub(crate) fn is_input_embedding(name: &str) -> bool {
     ends(
         name,
-        &["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight", "shared.weight"],
+        &[
+            "embed_tokens.weight",
+            "wte.weight",
+            "word_embeddings.weight",
+            "embed_in.weight",
+            "tok_embeddings.weight",
+            "shared.weight",
+        ],
     )
 }
 
 /// Buffers that a loader rebuilds, so that a model may lack them.
 pub(crate) fn is_rebuilt_buffer(name: &str) -> bool {
-    ends(name, &["rotary_emb.inv_freq", "position_ids", "masked_bias"]) || name.ends_with(".attn.bias") || name.ends_with(".attention.bias")
+    ends(
+        name,
+        &["rotary_emb.inv_freq", "position_ids", "masked_bias"],
+    ) || name.ends_with(".attn.bias")
+        || name.ends_with(".attention.bias")
 }
 
 fn ends(name: &str, endings: &[&str]) -> bool {
     endings.iter().any(|ending| {
-        name.strip_suffix(ending).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+        name.strip_suffix(ending)
+            .is_some_and(|head| head.is_empty() || head.ends_with('.'))
     })
 }
 
@@ -98,16 +163,42 @@ mod tests {
     #[test]
     fn the_first_number_between_dots_is_the_layer() {
         let role = Role::of("model.layers.12.mlp.experts.3.w1.weight");
-        assert_eq!(role, Role::Layer { stack: "model.layers", index: 12, suffix: "mlp.experts.3.w1.weight" });
-        assert_eq!(Role::of("transformer.h.0.attn.c_attn.bias"), Role::Layer { stack: "transformer.h", index: 0, suffix: "attn.c_attn.bias" });
+        assert_eq!(
+            role,
+            Role::Layer {
+                stack: "model.layers",
+                index: 12,
+                suffix: "mlp.experts.3.w1.weight"
+            }
+        );
+        assert_eq!(
+            Role::of("transformer.h.0.attn.c_attn.bias"),
+            Role::Layer {
+                stack: "transformer.h",
+                index: 0,
+                suffix: "attn.c_attn.bias"
+            }
+        );
     }
 
     #[test]
     fn embeddings_come_first_and_norms_and_heads_last() {
-        for name in ["model.embed_tokens.weight", "transformer.wpe.weight", "bert.embeddings.LayerNorm.weight", "model.decoder.embed_positions.weight"] {
+        for name in [
+            "model.embed_tokens.weight",
+            "transformer.wpe.weight",
+            "bert.embeddings.LayerNorm.weight",
+            "model.decoder.embed_positions.weight",
+        ] {
             assert_eq!(Role::of(name), Role::Pre, "{name}");
         }
-        for name in ["lm_head.weight", "model.norm.weight", "transformer.ln_f.bias", "classifier.weight", "bert.pooler.dense.weight", "embed_out.weight"] {
+        for name in [
+            "lm_head.weight",
+            "model.norm.weight",
+            "transformer.ln_f.bias",
+            "classifier.weight",
+            "bert.pooler.dense.weight",
+            "embed_out.weight",
+        ] {
             assert_eq!(Role::of(name), Role::Post, "{name}");
         }
     }
@@ -121,7 +212,9 @@ mod tests {
 
     #[test]
     fn endings_match_whole_words() {
-        assert!(is_output_head("lm_head.weight") && is_output_head("language_model.lm_head.weight"));
+        assert!(
+            is_output_head("lm_head.weight") && is_output_head("language_model.lm_head.weight")
+        );
         assert!(!is_output_head("xlm_head.weight"));
     }
 }

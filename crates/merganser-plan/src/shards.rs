@@ -38,7 +38,11 @@ pub(crate) fn pack(
         let specs: Vec<TensorSpec> = group
             .iter()
             .map(|i| &outputs[*i])
-            .map(|output| TensorSpec { name: output.name.clone(), dtype: output.dtype, shape: output.shape.clone() })
+            .map(|output| TensorSpec {
+                name: output.name.clone(),
+                dtype: output.dtype,
+                shape: output.shape.clone(),
+            })
             .collect();
         let layout = header::compose(metadata, &specs).map_err(|error| error.to_string())?;
         for (i, offset) in group.iter().zip(&layout.offsets) {
@@ -50,7 +54,12 @@ pub(crate) fn pack(
         } else {
             format!("{stem}-{:05}-of-{count:05}.safetensors", number + 1)
         };
-        shards.push(Shard { file, header: layout.header, size: layout.file_len, outputs: group });
+        shards.push(Shard {
+            file,
+            header: layout.header,
+            size: layout.file_len,
+            outputs: group,
+        });
     }
     Ok(shards)
 }

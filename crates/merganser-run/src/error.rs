@@ -77,7 +77,9 @@ pub enum RunError {
         parts: usize,
     },
     /// A merge in parts is sealed too early.
-    #[error("{missing} of {parts} parts are not finished: {list}; run `merganser merge … --part i/{parts}` for them, then seal again")]
+    #[error(
+        "{missing} of {parts} parts are not finished: {list}; run `merganser merge … --part i/{parts}` for them, then seal again"
+    )]
     Unfinished {
         /// How many are missing.
         missing: usize,

@@ -7,14 +7,14 @@
 
 use std::path::Path;
 
-use merganser_methods::{Encoding, Input, Program, Source, Survey, TensorGroup, CHUNK};
-use merganser_plan::{kernel_float, Action, InputRef, Output, Plan};
+use merganser_methods::{CHUNK, Encoding, Input, Program, Source, Survey, TensorGroup};
+use merganser_plan::{Action, InputRef, Output, Plan, kernel_float};
 use merganser_store::journal::{Entry, Journal};
 use merganser_store::publish::Staging;
 use merganser_store::shard::ShardFile;
 use rayon::prelude::*;
 
-use crate::{seal, sources, survey, Event, Observer, Provenance, RunError};
+use crate::{Event, Observer, Provenance, RunError, seal, sources, survey};
 
 /// Bytes of a piece of a tensor that is copied as it is.
 const PIECE: usize = 1 << 20;
@@ -53,17 +53,30 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
         None => ((0..plan.shards.len()).collect(), "journal".to_owned()),
         Some((part, parts)) => {
             let share = plan.parts(parts).into_iter().nth(part.wrapping_sub(1));
-            (share.ok_or(RunError::NoSuchPart { part, parts })?.shards, format!("journal-{part:05}-of-{parts:05}"))
+            (
+                share.ok_or(RunError::NoSuchPart { part, parts })?.shards,
+                format!("journal-{part:05}-of-{parts:05}"),
+            )
         }
     };
     let (journal, finished) = Journal::open(staging.dir(), &name, &plan.digest)?;
     if job.part.is_none() {
         staging.keep_only(&plan.shards.iter().map(|shard| shard.file.clone()).collect())?;
     }
-    let mut work = Work { job, journal, files: Vec::new(), observer, survey: Survey::default() };
+    let mut work = Work {
+        job,
+        journal,
+        files: Vec::new(),
+        observer,
+        survey: Survey::default(),
+    };
     let mut pending = work.open_files(staging.files(), &shards, &finished)?;
     let bytes = pending.iter().map(|i| work.cost(&plan.outputs[*i])).sum();
-    observer.event(Event::Started { tensors: pending.len(), bytes, reused: shards_outputs(plan, &shards) - pending.len() });
+    observer.event(Event::Started {
+        tensors: pending.len(),
+        bytes,
+        reused: shards_outputs(plan, &shards) - pending.len(),
+    });
     work.survey = survey::take(job, &staging, observer)?;
     // The largest first would balance better, but order of writing is order on disk.
     pending.sort_unstable();
@@ -79,11 +92,16 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
 }
 
 fn shards_outputs(plan: &Plan, shards: &[usize]) -> usize {
-    shards.iter().map(|shard| plan.shards[*shard].outputs.len()).sum()
+    shards
+        .iter()
+        .map(|shard| plan.shards[*shard].outputs.len())
+        .sum()
 }
 
 fn fits_memory(job: &Merge<'_>) -> Result<(), RunError> {
-    let Some((needed, tensor)) = job.plan.thread_bytes() else { return Ok(()) };
+    let Some((needed, tensor)) = job.plan.thread_bytes() else {
+        return Ok(());
+    };
     if needed > job.memory {
         return Err(RunError::Memory {
             budget: readable(job.memory),
@@ -115,21 +133,35 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Opens the files of the given shards and says which of their tensors are still to be written.
-    fn open_files(&mut self, dir: &Path, shards: &[usize], finished: &[Entry]) -> Result<Vec<usize>, RunError> {
+    fn open_files(
+        &mut self,
+        dir: &Path,
+        shards: &[usize],
+        finished: &[Entry],
+    ) -> Result<Vec<usize>, RunError> {
         let plan = self.job.plan;
         self.files.resize_with(plan.shards.len(), || None);
         let mut pending = Vec::new();
         for i in shards {
             let shard = &plan.shards[*i];
             let path = dir.join(&shard.file);
-            let left_over = if finished.is_empty() { None } else { ShardFile::reopen(&path, shard.size)? };
+            let left_over = if finished.is_empty() {
+                None
+            } else {
+                ShardFile::reopen(&path, shard.size)?
+            };
             let resumed = left_over.is_some();
             let file = match left_over {
                 Some(file) => file,
                 None => ShardFile::create(&path, shard.size)?,
             };
             file.write_at(0, &shard.header)?;
-            let known = |output: &Output| finished.iter().rev().find(|entry| resumed && entry.tensor == output.name);
+            let known = |output: &Output| {
+                finished
+                    .iter()
+                    .rev()
+                    .find(|entry| resumed && entry.tensor == output.name)
+            };
             let checked: Vec<(usize, bool)> = shard
                 .outputs
                 .par_iter()
@@ -139,7 +171,12 @@ impl Work<'_> {
                     (*k, intact)
                 })
                 .collect();
-            pending.extend(checked.into_iter().filter(|(_, intact)| !intact).map(|(k, _)| k));
+            pending.extend(
+                checked
+                    .into_iter()
+                    .filter(|(_, intact)| !intact)
+                    .map(|(k, _)| k),
+            );
             self.files[*i] = Some(file);
         }
         Ok(pending)
@@ -155,10 +192,15 @@ impl Work<'_> {
         let outputs = &self.job.plan.outputs;
         let mut rest = pending;
         while !rest.is_empty() {
-            let small = rest.iter().take_while(|i| outputs[**i].elements() <= CHUNK).count();
+            let small = rest
+                .iter()
+                .take_while(|i| outputs[**i].elements() <= CHUNK)
+                .count();
             let (batch, after) = rest.split_at(small.max(1));
             if small > 0 {
-                batch.par_iter().try_for_each(|i| self.produce(&outputs[*i]))?;
+                batch
+                    .par_iter()
+                    .try_for_each(|i| self.produce(&outputs[*i]))?;
             } else {
                 self.produce(&outputs[batch[0]])?;
             }
@@ -179,13 +221,20 @@ impl Work<'_> {
                 let copy = Program::values(|block, out| out.copy_from_slice(block.input(0)));
                 self.merge(output, &group, &copy, *encoding)?
             }
-            Action::Merge { inputs, base, settings, encoding } => {
+            Action::Merge {
+                inputs,
+                base,
+                settings,
+                encoding,
+            } => {
                 let opened = Opened::new(self.job.plan, inputs)?;
                 let group = opened.group(self.job, output, *base, settings);
                 let program = self.job.plan.method.prepare(&group, &self.survey)?;
                 let passes = u64::from(self.job.plan.passes(output));
                 let read = self.job.plan.input_bytes_of(output);
-                self.observer.event(Event::Progress { bytes: read * passes.saturating_sub(1) });
+                self.observer.event(Event::Progress {
+                    bytes: read * passes.saturating_sub(1),
+                });
                 self.merge(output, &group, &program, *encoding)?
             }
         };
@@ -194,7 +243,10 @@ impl Work<'_> {
             digest: digest(piece, &hashes),
             bytes: output.nbytes,
         })?;
-        self.observer.event(Event::Tensor { name: &output.name, bytes: output.nbytes });
+        self.observer.event(Event::Tensor {
+            name: &output.name,
+            bytes: output.nbytes,
+        });
         Ok(())
     }
 
@@ -209,20 +261,32 @@ impl Work<'_> {
         let per_element = self.job.plan.input_bytes_of(output) / (output.elements().max(1) as u64);
         let hashes = group.run(program, encoding, |start, bytes| {
             file.write_at(output.offset + encoding.bytes(start) as u64, bytes)?;
-            let read = per_element * (bytes.len() * output.elements().max(1)) as u64 / output.nbytes.max(1);
-            self.observer.event(Event::Progress { bytes: read + bytes.len() as u64 });
+            let read = per_element * (bytes.len() * output.elements().max(1)) as u64
+                / output.nbytes.max(1);
+            self.observer.event(Event::Progress {
+                bytes: read + bytes.len() as u64,
+            });
             Ok(blake3::hash(bytes))
         })?;
         Ok((encoding.bytes(group.chunk_len(program.grain)), hashes))
     }
 
     /// Copies the bytes of the first input, after comparing all others with it.
-    fn copy(&self, output: &Output, inputs: &[InputRef]) -> Result<(usize, Vec<blake3::Hash>), RunError> {
+    fn copy(
+        &self,
+        output: &Output,
+        inputs: &[InputRef],
+    ) -> Result<(usize, Vec<blake3::Hash>), RunError> {
         let plan = self.job.plan;
         let file = self.file(output)?;
-        let found: Vec<_> = inputs.iter().map(|input| plan.stored(input)).collect::<Option<_>>().ok_or_else(|| {
-            RunError::Vanished { tensor: output.name.clone(), model: plan.models[inputs[0].model].label.clone() }
-        })?;
+        let found: Vec<_> = inputs
+            .iter()
+            .map(|input| plan.stored(input))
+            .collect::<Option<_>>()
+            .ok_or_else(|| RunError::Vanished {
+                tensor: output.name.clone(),
+                model: plan.models[inputs[0].model].label.clone(),
+            })?;
         let check = kernel_float(output.dtype).filter(|_| !self.job.allow_nonfinite);
         let pieces = (output.nbytes as usize).div_ceil(PIECE);
         let hashes = (0..pieces)
@@ -252,16 +316,20 @@ impl Work<'_> {
                         merganser_kernels::convert::decode(kind, bytes, values);
                         if !merganser_kernels::convert::all_finite(values) {
                             let index = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
-                            return Err(RunError::Method(merganser_methods::MethodError::NonFinite {
-                                tensor: output.name.clone(),
-                                model: plan.models[inputs[0].model].label.clone(),
-                                index: at / kind.size() + index,
-                                value: values[index],
-                            }));
+                            return Err(RunError::Method(
+                                merganser_methods::MethodError::NonFinite {
+                                    tensor: output.name.clone(),
+                                    model: plan.models[inputs[0].model].label.clone(),
+                                    index: at / kind.size() + index,
+                                    value: values[index],
+                                },
+                            ));
                         }
                     }
                     file.write_at(output.offset + at as u64, bytes)?;
-                    self.observer.event(Event::Progress { bytes: len as u64 * (inputs.len() as u64 + 1) });
+                    self.observer.event(Event::Progress {
+                        bytes: len as u64 * (inputs.len() as u64 + 1),
+                    });
                     Ok(blake3::hash(bytes))
                 },
             )
@@ -270,10 +338,12 @@ impl Work<'_> {
     }
 
     fn file(&self, output: &Output) -> Result<&ShardFile, RunError> {
-        self.files[output.shard].as_ref().ok_or_else(|| RunError::Vanished {
-            tensor: output.name.clone(),
-            model: self.job.plan.shards[output.shard].file.clone(),
-        })
+        self.files[output.shard]
+            .as_ref()
+            .ok_or_else(|| RunError::Vanished {
+                tensor: output.name.clone(),
+                model: self.job.plan.shards[output.shard].file.clone(),
+            })
     }
 }
 
@@ -293,9 +363,19 @@ impl<'a> Opened<'a> {
             .collect::<Result<_, _>>()?;
         let companions = inputs
             .iter()
-            .map(|input| input.companion.map(|model| sources::open(&plan.models[model], &input.tensor)).transpose())
+            .map(|input| {
+                input
+                    .companion
+                    .map(|model| sources::open(&plan.models[model], &input.tensor))
+                    .transpose()
+            })
             .collect::<Result<_, _>>()?;
-        Ok(Self { plan, inputs, sources, companions })
+        Ok(Self {
+            plan,
+            inputs,
+            sources,
+            companions,
+        })
     }
 
     pub(crate) fn group<'b>(
@@ -339,7 +419,14 @@ fn digest(piece: usize, hashes: &[blake3::Hash]) -> String {
 
 /// Whether the bytes of a tensor are those an earlier run recorded.
 fn intact(file: &ShardFile, output: &Output, entry: &Entry) -> bool {
-    let Some(piece) = entry.digest.split(':').next().and_then(|piece| piece.parse::<usize>().ok()) else { return false };
+    let Some(piece) = entry
+        .digest
+        .split(':')
+        .next()
+        .and_then(|piece| piece.parse::<usize>().ok())
+    else {
+        return false;
+    };
     if entry.bytes != output.nbytes || piece == 0 {
         return false;
     }

@@ -14,8 +14,8 @@ mod sources;
 mod survey;
 
 pub use error::RunError;
-pub use execute::{merge, Merge};
+pub use execute::{Merge, merge};
 pub use observe::{Event, Observer, Quiet};
 pub use open::Opener;
-pub use provenance::{card, Provenance};
+pub use provenance::{Provenance, card};
 pub use seal::seal;

@@ -48,7 +48,8 @@ impl Opener {
         let mut errors: Vec<Diagnostic> = errors
             .into_iter()
             .map(|(reference, reason)| {
-                Diagnostic::error(format!("cannot open model {reference}: {reason}")).label(reference.span, "named here")
+                Diagnostic::error(format!("cannot open model {reference}: {reason}"))
+                    .label(reference.span, "named here")
             })
             .collect();
         let mut files = BTreeSet::new();
@@ -60,17 +61,25 @@ impl Opener {
                     Err(reason) => errors.push(Diagnostic::error(reason).label(span, "named here")),
                 },
                 Err(reason) => {
-                    errors.push(Diagnostic::error(format!("cannot open {path}: {reason}")).label(span, "named here"));
+                    errors.push(
+                        Diagnostic::error(format!("cannot open {path}: {reason}"))
+                            .label(span, "named here"),
+                    );
                 }
             }
         }
-        if errors.is_empty() { Ok(inputs) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(inputs)
+        } else {
+            Err(errors)
+        }
     }
 
     /// Whether every model of a document is a single file rather than a folder: a merge of state dicts.
     pub fn is_state_dicts(&self, document: &Document) -> bool {
         document.model_refs().all(|reference| {
-            self.folder(&reference.path, reference.revision.as_deref()).is_ok_and(|path| path.is_file())
+            self.folder(&reference.path, reference.revision.as_deref())
+                .is_ok_and(|path| path.is_file())
         })
     }
 
@@ -80,7 +89,10 @@ impl Opener {
     /// Why it cannot be opened and what to do.
     pub fn model(&self, reference: &ModelRef) -> Result<Model, String> {
         let path = self.folder(&reference.path, reference.revision.as_deref())?;
-        if path.is_dir() && path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
+        if path.is_dir()
+            && path.join("adapter_config.json").is_file()
+            && !path.join("config.json").is_file()
+        {
             return Err(format!(
                 "it is a LoRA adapter, not a model: write `base+{}` with the model it was trained on",
                 reference.path
@@ -90,7 +102,9 @@ impl Opener {
         let adapter = match &reference.lora {
             Some(lora) => {
                 let path = self.folder(&lora.path, lora.revision.as_deref())?;
-                Some(Arc::new(Adapter::open(&path).map_err(|error| error.to_string())?))
+                Some(Arc::new(
+                    Adapter::open(&path).map_err(|error| error.to_string())?,
+                ))
             }
             None => None,
         };
@@ -136,7 +150,10 @@ fn companions(body: &Body, shared: &Parameters, found: &mut BTreeSet<(String, Sp
         Body::Slices(slices) => {
             for slice in slices {
                 take(&slice.parameters);
-                slice.sources.iter().for_each(|source| take(&source.parameters));
+                slice
+                    .sources
+                    .iter()
+                    .for_each(|source| take(&source.parameters));
             }
         }
         Body::Modules(modules) => {
@@ -156,7 +173,9 @@ fn sample(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<String, 
         for tensor in checkpoint.tensors().values() {
             for at in [0, tensor.nbytes / 2, tensor.nbytes.saturating_sub(SAMPLE)] {
                 bytes.resize(SAMPLE.min(tensor.nbytes - at) as usize, 0);
-                checkpoint.read(tensor, at, &mut bytes).map_err(|error| error.to_string())?;
+                checkpoint
+                    .read(tensor, at, &mut bytes)
+                    .map_err(|error| error.to_string())?;
                 hasher.update(&bytes);
             }
         }
@@ -171,17 +190,26 @@ fn tokenizer(folder: &Path) -> Option<Tokenizer> {
     let model = json.get("model")?.get("vocab")?;
     let added = json.get("added_tokens").and_then(|list| list.as_array());
     let last = match model {
-        serde_json::Value::Object(vocabulary) => vocabulary.values().filter_map(serde_json::Value::as_u64).max(),
+        serde_json::Value::Object(vocabulary) => vocabulary
+            .values()
+            .filter_map(serde_json::Value::as_u64)
+            .max(),
         serde_json::Value::Array(pieces) => (pieces.len() as u64).checked_sub(1),
         _ => None,
     };
-    let last_added = added.into_iter().flatten().filter_map(|token| token.get("id")?.as_u64()).max();
+    let last_added = added
+        .into_iter()
+        .flatten()
+        .filter_map(|token| token.get("id")?.as_u64())
+        .max();
     let ids = last.max(last_added)? as usize + 1;
     let tokens: Vec<(u64, &str)> = added
         .into_iter()
         .flatten()
         .filter_map(|token| Some((token.get("id")?.as_u64()?, token.get("content")?.as_str()?)))
         .collect();
-    let digest = blake3::hash(format!("{model}{tokens:?}").as_bytes()).to_hex().to_string();
+    let digest = blake3::hash(format!("{model}{tokens:?}").as_bytes())
+        .to_hex()
+        .to_string();
     Some(Tokenizer { ids, digest })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use merganser_plan::{Model, Plan};
 use merganser_store::{checkpoint::Checkpoint, fingerprint};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 use crate::RunError;
 
@@ -52,7 +52,10 @@ pub(crate) fn record(plan: &Plan, provenance: &Provenance) -> Result<String, Run
 fn files(checkpoint: &Checkpoint, provenance: &Provenance) -> Result<Value, RunError> {
     let mut list = Vec::new();
     for file in checkpoint.files() {
-        let name = file.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = file
+            .path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
         let mut entry = json!({ "name": name, "size": file.size, "header_blake3": file.header_digest.to_string() });
         if provenance.hash_inputs {
             entry["blake3"] = fingerprint::hash_file(&file.path)?.to_string().into();
@@ -74,13 +77,25 @@ pub fn card(plan: &Plan, provenance: &Provenance) -> String {
             let _ = writeln!(text, "- {id}");
         }
     }
-    if plan.config.as_deref().is_some_and(|config| config.contains("\"architectures\"")) {
+    if plan
+        .config
+        .as_deref()
+        .is_some_and(|config| config.contains("\"architectures\""))
+    {
         text.push_str("library_name: transformers\n");
     }
     text.push_str("tags:\n- mergekit\n- merge\n- merganser\n---\n");
     let _ = writeln!(text, "# {}\n", provenance.title);
-    let _ = writeln!(text, "A merge of pretrained models, made with merganser {}.\n", env!("CARGO_PKG_VERSION"));
-    let _ = writeln!(text, "## Method\n\n`{}`: {}.\n\n```text\n{}\n```\n\nSource: {}.\n", info.name, info.summary, info.formula, info.source);
+    let _ = writeln!(
+        text,
+        "A merge of pretrained models, made with merganser {}.\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let _ = writeln!(
+        text,
+        "## Method\n\n`{}`: {}.\n\n```text\n{}\n```\n\nSource: {}.\n",
+        info.name, info.summary, info.formula, info.source
+    );
     text.push_str("## Models\n\n");
     for (i, model) in plan.models.iter().enumerate() {
         let role = if plan.base == Some(i) { " (base)" } else { "" };
@@ -90,22 +105,45 @@ pub fn card(plan: &Plan, provenance: &Provenance) -> String {
     for output in &plan.outputs {
         *types.entry(output.dtype.to_string()).or_default() += output.elements();
     }
-    let types: Vec<String> = types.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
-    let _ = writeln!(text, "\n{} tensors; parameters by type: {}.\n", plan.outputs.len(), types.join(", "));
-    let _ = writeln!(text, "## Recipe\n\n```yaml\n{}\n```\n", provenance.recipe.trim_end());
+    let types: Vec<String> = types
+        .iter()
+        .map(|(dtype, n)| format!("{n} {dtype}"))
+        .collect();
+    let _ = writeln!(
+        text,
+        "\n{} tensors; parameters by type: {}.\n",
+        plan.outputs.len(),
+        types.join(", ")
+    );
+    let _ = writeln!(
+        text,
+        "## Recipe\n\n```yaml\n{}\n```\n",
+        provenance.recipe.trim_end()
+    );
     text.push_str("Hashes of the inputs and all notes are in `merganser.json`.\n");
     text
 }
 
 /// The parts of a label that are names on the Hugging Face Hub.
 fn hub_ids(model: &Model) -> impl Iterator<Item = &str> {
-    model.label.split('+').map(|part| part.split('@').next().unwrap_or(part)).filter(|id| is_hub_id(id))
+    model
+        .label
+        .split('+')
+        .map(|part| part.split('@').next().unwrap_or(part))
+        .filter(|id| is_hub_id(id))
 }
 
 fn is_hub_id(id: &str) -> bool {
     let mut words = id.split('/');
     let plain = |word: &str| {
-        !word.is_empty() && !word.starts_with('.') && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        !word.is_empty()
+            && !word.starts_with('.')
+            && word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    words.next().is_some_and(plain) && words.next().is_some_and(plain) && words.next().is_none() && !std::path::Path::new(id).exists()
+    words.next().is_some_and(plain)
+        && words.next().is_some_and(plain)
+        && words.next().is_none()
+        && !std::path::Path::new(id).exists()
 }

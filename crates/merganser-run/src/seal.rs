@@ -7,7 +7,7 @@ use merganser_plan::Plan;
 use merganser_store::publish::Staging;
 use serde::{Deserialize, Serialize};
 
-use crate::{provenance, Provenance, RunError};
+use crate::{Provenance, RunError, provenance};
 
 /// The mark of a finished part. It names everything that will be published, so that sealing needs neither the
 /// recipe nor the inputs.
@@ -21,16 +21,29 @@ struct Mark {
 }
 
 /// Records that a part is finished.
-pub(crate) fn mark(plan: &Plan, provenance: &Provenance, staging: &Staging, (part, parts): (usize, usize)) -> Result<(), RunError> {
+pub(crate) fn mark(
+    plan: &Plan,
+    provenance: &Provenance,
+    staging: &Staging,
+    (part, parts): (usize, usize),
+) -> Result<(), RunError> {
     let mark = Mark {
         plan: plan.digest.clone(),
         part,
         parts,
-        weights: plan.shards.iter().map(|shard| (shard.file.clone(), shard.size)).collect(),
+        weights: plan
+            .shards
+            .iter()
+            .map(|shard| (shard.file.clone(), shard.size))
+            .collect(),
         names: stage(plan, provenance, staging)?,
     };
     let text = serde_json::to_string_pretty(&mark).unwrap_or_default();
-    write(staging.dir(), &format!("part-{part:05}-of-{parts:05}.done.json"), text.as_bytes())
+    write(
+        staging.dir(),
+        &format!("part-{part:05}-of-{parts:05}.done.json"),
+        text.as_bytes(),
+    )
 }
 
 /// Puts the finished parts of a merge together: checks that all are there and publishes the model.
@@ -47,27 +60,51 @@ pub fn seal(out: &Path, overwrite: bool) -> Result<Vec<String>, RunError> {
     let Some(first) = marks.first() else {
         return Err(RunError::NothingToSeal(out.to_owned()));
     };
-    if marks.iter().any(|mark| mark.plan != first.plan || mark.parts != first.parts) {
-        return Err(RunError::OtherPlan { out: out.to_owned(), staging: staging.dir().to_owned() });
+    if marks
+        .iter()
+        .any(|mark| mark.plan != first.plan || mark.parts != first.parts)
+    {
+        return Err(RunError::OtherPlan {
+            out: out.to_owned(),
+            staging: staging.dir().to_owned(),
+        });
     }
     let parts = first.parts;
-    let missing: Vec<usize> = (1..=parts).filter(|part| !marks.iter().any(|mark| mark.part == *part)).collect();
+    let missing: Vec<usize> = (1..=parts)
+        .filter(|part| !marks.iter().any(|mark| mark.part == *part))
+        .collect();
     if !missing.is_empty() {
-        let list = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        return Err(RunError::Unfinished { missing: missing.len(), parts, list });
+        let list = missing
+            .iter()
+            .map(usize::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        return Err(RunError::Unfinished {
+            missing: missing.len(),
+            parts,
+            list,
+        });
     }
     for (file, size) in &first.weights {
         let path = staging.files().join(file);
-        let found = std::fs::metadata(&path).map_err(RunError::io("find", &path))?.len();
+        let found = std::fs::metadata(&path)
+            .map_err(RunError::io("find", &path))?
+            .len();
         if found != *size {
-            return Err(RunError::WrongSize { path, found, expected: *size });
+            return Err(RunError::WrongSize {
+                path,
+                found,
+                expected: *size,
+            });
         }
     }
     Ok(staging.publish(&first.plan, &first.names)?.files)
 }
 
 fn marks(dir: &Path) -> Vec<Mark> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().ends_with(".done.json"))
@@ -76,14 +113,22 @@ fn marks(dir: &Path) -> Vec<Mark> {
 }
 
 /// Writes the small files and moves everything into place.
-pub(crate) fn publish(plan: &Plan, provenance: &Provenance, staging: Staging) -> Result<(), RunError> {
+pub(crate) fn publish(
+    plan: &Plan,
+    provenance: &Provenance,
+    staging: Staging,
+) -> Result<(), RunError> {
     let names = stage(plan, provenance, &staging)?;
     staging.publish(&plan.digest, &names)?;
     Ok(())
 }
 
 /// Writes the small files into the staging folder and names all files to be published.
-fn stage(plan: &Plan, provenance: &Provenance, staging: &Staging) -> Result<BTreeSet<String>, RunError> {
+fn stage(
+    plan: &Plan,
+    provenance: &Provenance,
+    staging: &Staging,
+) -> Result<BTreeSet<String>, RunError> {
     let dir = staging.files();
     let mut names: BTreeSet<String> = plan.shards.iter().map(|shard| shard.file.clone()).collect();
     let mut put = |name: &str, bytes: &[u8]| -> Result<(), RunError> {
@@ -102,7 +147,10 @@ fn stage(plan: &Plan, provenance: &Provenance, staging: &Staging) -> Result<BTre
         put("model.safetensors.index.json", index.as_bytes())?;
     }
     put("mergekit_config.yml", provenance.recipe.as_bytes())?;
-    put("merganser.json", provenance::record(plan, provenance)?.as_bytes())?;
+    put(
+        "merganser.json",
+        provenance::record(plan, provenance)?.as_bytes(),
+    )?;
     if provenance.card && plan.template.is_some() {
         put("README.md", crate::card(plan, provenance).as_bytes())?;
     }

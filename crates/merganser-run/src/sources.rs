@@ -5,7 +5,7 @@ use std::ops::Range;
 use merganser_kernels::convert::{self, Float};
 use merganser_kernels::elementwise;
 use merganser_methods::Source;
-use merganser_plan::{kernel_float, Model};
+use merganser_plan::{Model, kernel_float};
 use merganser_store::adapter::Delta;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
@@ -24,7 +24,8 @@ impl Source for Stored<'_> {
     fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
         let size = self.kind.size();
         raw.resize(range.len() * size, 0);
-        self.checkpoint.read(self.info, (range.start * size) as u64, raw)?;
+        self.checkpoint
+            .read(self.info, (range.start * size) as u64, raw)?;
         Ok(())
     }
 
@@ -59,7 +60,11 @@ impl Source for Adapted<'_> {
             let len = (self.columns - column).min(out.len() - at);
             for k in 0..self.rank {
                 let direction = &self.directions[k * self.columns + column..][..len];
-                elementwise::axpy(&mut out[at..at + len], self.coefficients[row * self.rank + k], direction);
+                elementwise::axpy(
+                    &mut out[at..at + len],
+                    self.coefficients[row * self.rank + k],
+                    direction,
+                );
             }
             at += len;
         }
@@ -98,7 +103,10 @@ pub(crate) fn open<'a>(model: &'a Model, tensor: &str) -> Result<Box<dyn Source 
             source = Some(apply(source, delta, model, tensor, adapter.checkpoint())?);
         }
     }
-    source.ok_or_else(|| RunError::Vanished { tensor: tensor.to_owned(), model: model.label.clone() })
+    source.ok_or_else(|| RunError::Vanished {
+        tensor: tensor.to_owned(),
+        model: model.label.clone(),
+    })
 }
 
 fn apply<'a>(
@@ -111,21 +119,45 @@ fn apply<'a>(
     if let Delta::Replace(info) = delta {
         return Ok(Box::new(stored(adapter, info)?));
     }
-    let gone = || RunError::Vanished { tensor: tensor.to_owned(), model: model.label.clone() };
+    let gone = || RunError::Vanished {
+        tensor: tensor.to_owned(),
+        model: model.label.clone(),
+    };
     let weight = source.ok_or_else(gone)?;
     let (_, shape) = model.describe(tensor).ok_or_else(gone)?;
     match delta {
-        Delta::LowRank { a, b, rank, scale, transposed } => {
+        Delta::LowRank {
+            a,
+            b,
+            rank,
+            scale,
+            transposed,
+        } => {
             let (a, b) = (whole(adapter, a)?, whole(adapter, b)?);
             let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>().max(1));
             // Linear: ΔW = s·B·A. Transposed (Conv1D, embeddings): ΔW = s·(B·A)ᵀ, so A and B swap their roles.
-            let (factors, directions) =
-                if *transposed { (transpose(&a, *rank, rows), transpose(&b, columns, *rank)) } else { (b, a) };
-            let coefficients = factors.iter().map(|c| (f64::from(*c) * scale) as f32).collect();
-            Ok(Box::new(Adapted { weight, coefficients, directions, rank: *rank, columns }))
+            let (factors, directions) = if *transposed {
+                (transpose(&a, *rank, rows), transpose(&b, columns, *rank))
+            } else {
+                (b, a)
+            };
+            let coefficients = factors
+                .iter()
+                .map(|c| (f64::from(*c) * scale) as f32)
+                .collect();
+            Ok(Box::new(Adapted {
+                weight,
+                coefficients,
+                directions,
+                rank: *rank,
+                columns,
+            }))
         }
         Delta::Add { tensor, scale } => {
-            let shift = whole(adapter, tensor)?.iter().map(|x| (f64::from(*x) * scale) as f32).collect();
+            let shift = whole(adapter, tensor)?
+                .iter()
+                .map(|x| (f64::from(*x) * scale) as f32)
+                .collect();
             Ok(Box::new(Shifted { weight, shift }))
         }
         Delta::Replace(_) => Ok(weight),
@@ -133,8 +165,15 @@ fn apply<'a>(
 }
 
 fn stored<'a>(checkpoint: &'a Checkpoint, info: &'a TensorInfo) -> Result<Stored<'a>, RunError> {
-    let kind = kernel_float(info.dtype).ok_or_else(|| RunError::NotFloat { tensor: info.name.clone(), dtype: info.dtype })?;
-    Ok(Stored { checkpoint, info, kind })
+    let kind = kernel_float(info.dtype).ok_or_else(|| RunError::NotFloat {
+        tensor: info.name.clone(),
+        dtype: info.dtype,
+    })?;
+    Ok(Stored {
+        checkpoint,
+        info,
+        kind,
+    })
 }
 
 /// A whole tensor as f32: for the small factors of adapters only.
@@ -142,7 +181,9 @@ fn whole(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Vec<f32>, RunErro
     let source = stored(checkpoint, info)?;
     let elements: usize = info.shape.iter().product();
     let mut raw = Vec::new();
-    source.fetch(0..elements, &mut raw).map_err(RunError::Read)?;
+    source
+        .fetch(0..elements, &mut raw)
+        .map_err(RunError::Read)?;
     let mut values = vec![0.0; elements];
     source.decode(&raw, 0, 0, &mut values);
     Ok(values)
@@ -150,5 +191,7 @@ fn whole(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Vec<f32>, RunErro
 
 /// rows × columns → columns × rows.
 fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|j| (0..rows).map(move |i| matrix[i * columns + j])).collect()
+    (0..columns)
+        .flat_map(|j| (0..rows).map(move |i| matrix[i * columns + j]))
+        .collect()
 }

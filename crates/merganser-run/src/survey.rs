@@ -8,7 +8,11 @@ use crate::execute::Opened;
 use crate::{Event, Merge, Observer, RunError};
 
 /// Takes the survey of a merge, or reads the one an earlier run of the same plan left.
-pub(crate) fn take(job: &Merge<'_>, staging: &Staging, observer: &dyn Observer) -> Result<Survey, RunError> {
+pub(crate) fn take(
+    job: &Merge<'_>,
+    staging: &Staging,
+    observer: &dyn Observer,
+) -> Result<Survey, RunError> {
     let plan = job.plan;
     let wanted = plan.outputs.iter().any(|output| match &output.action {
         Action::Merge { settings, .. } => plan.method.needs_survey(settings),
@@ -17,20 +21,33 @@ pub(crate) fn take(job: &Merge<'_>, staging: &Staging, observer: &dyn Observer) 
     if !wanted {
         return Ok(Survey::default());
     }
-    let path = staging.dir().join(format!("survey-{}.json", &plan.digest[..16]));
-    if let Some(numbers) = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok()) {
+    let path = staging
+        .dir()
+        .join(format!("survey-{}.json", &plan.digest[..16]));
+    if let Some(numbers) = std::fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+    {
         return Ok(Survey { numbers });
     }
     observer.event(Event::Survey);
     let mut opened = Vec::new();
     for output in &plan.outputs {
-        if let Action::Merge { inputs, base, settings, .. } = &output.action {
+        if let Action::Merge {
+            inputs,
+            base,
+            settings,
+            ..
+        } = &output.action
+        {
             opened.push((output, *base, settings, Opened::new(plan, inputs)?));
         }
     }
     opened.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-    let groups: Vec<TensorGroup<'_>> =
-        opened.iter().map(|(output, base, settings, opened)| opened.group(job, output, *base, settings)).collect();
+    let groups: Vec<TensorGroup<'_>> = opened
+        .iter()
+        .map(|(output, base, settings, opened)| opened.group(job, output, *base, settings))
+        .collect();
     let survey = plan.method.survey(&groups)?;
     // Another part may be writing the same numbers: each writes its own file and renames it.
     if let Ok(text) = serde_json::to_string(&survey.numbers) {

@@ -6,8 +6,17 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Merges fine-tuned neural networks without retraining.
 #[derive(Debug, Parser)]
-#[command(name = "merganser", version, about, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
-#[command(after_help = "Examples:\n  merganser merge recipe.yml out/            merge a mergekit recipe\n  merganser plan recipe.yml                  what it would read and write\n  merganser inspect base/ fine-tune/         compare two models\n  merganser methods ties                     what a method does, with its formula\n\nExit codes: 0 done, 1 failed, 2 bad input.")]
+#[command(
+    name = "merganser",
+    version,
+    about,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Examples:\n  merganser merge recipe.yml out/            merge a mergekit recipe\n  merganser plan recipe.yml                  what it would read and write\n  merganser inspect base/ fine-tune/         compare two models\n  merganser methods ties                     what a method does, with its formula\n\nExit codes: 0 done, 1 failed, 2 bad input."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -76,7 +85,9 @@ pub(crate) enum Command {
 
 /// Merge the models of a recipe.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  merganser merge recipe.yml out/\n  merganser merge recipe.yml out/ --out-shard-size 2GB --memory 512MiB\n  merganser merge recipe.yml out/ --part 3/16        one of 16 jobs; then: merganser seal out/\n\nA merge that was interrupted goes on where it stopped when the same command is run again.")]
+#[command(
+    after_help = "Examples:\n  merganser merge recipe.yml out/\n  merganser merge recipe.yml out/ --out-shard-size 2GB --memory 512MiB\n  merganser merge recipe.yml out/ --part 3/16        one of 16 jobs; then: merganser seal out/\n\nA merge that was interrupted goes on where it stopped when the same command is run again."
+)]
 pub(crate) struct Merge {
     /// The recipe: mergekit's YAML; - reads standard input
     pub(crate) recipe: PathBuf,
@@ -189,7 +200,9 @@ impl Ignored {
 
 /// Show what a merge would do.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  merganser plan recipe.yml\n  merganser plan recipe.yml --tensors layers.0.      parameters of the first layer, as numbers\n  merganser plan recipe.yml --parts 16               how 16 machines would share the work")]
+#[command(
+    after_help = "Examples:\n  merganser plan recipe.yml\n  merganser plan recipe.yml --tensors layers.0.      parameters of the first layer, as numbers\n  merganser plan recipe.yml --parts 16               how 16 machines would share the work"
+)]
 pub(crate) struct Plan {
     /// The recipe; - reads standard input
     pub(crate) recipe: PathBuf,
@@ -215,7 +228,9 @@ pub(crate) struct Seal {
 
 /// Look into models.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  merganser inspect model/\n  merganser inspect base/ ft1/ ft2/                   task vectors of two fine-tunes\n  merganser inspect base/ ft1/ --tensors q_proj --json")]
+#[command(
+    after_help = "Examples:\n  merganser inspect model/\n  merganser inspect base/ ft1/ ft2/                   task vectors of two fine-tunes\n  merganser inspect base/ ft1/ --tensors q_proj --json"
+)]
 pub(crate) struct Inspect {
     /// Models: folders, files, Hub ids, base+adapter; the first is the base of a comparison
     #[arg(required = true)]
@@ -250,9 +265,14 @@ pub(crate) struct Rebuild {
 /// Reads a number of bytes: `5000000`, `5GB`, `512MiB`, mergekit's `5B` (billions of bytes).
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: f64 = number.replace('_', "").parse().map_err(|_| format!("'{text}' is no size; write 512MiB, 2GB or a number of bytes"))?;
+    let number: f64 = number
+        .replace('_', "")
+        .parse()
+        .map_err(|_| format!("'{text}' is no size; write 512MiB, 2GB or a number of bytes"))?;
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" => 1.0,
         "k" | "kb" => 1e3,
@@ -263,7 +283,11 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         "mi" | "mib" => 1024.0 * 1024.0,
         "gi" | "gib" => 1024.0 * 1024.0 * 1024.0,
         "ti" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        other => return Err(format!("unknown unit '{other}'; use KB, MB, GB, TB or KiB, MiB, GiB, TiB")),
+        other => {
+            return Err(format!(
+                "unknown unit '{other}'; use KB, MB, GB, TB or KiB, MiB, GiB, TiB"
+            ));
+        }
     };
     let size = number * factor;
     if !(1.0..=1e18).contains(&size) {
@@ -288,6 +312,11 @@ mod tests {
         assert_eq!(bytes("5B"), Ok(5_000_000_000));
         assert_eq!(bytes("60000"), Ok(60_000));
         assert_eq!(bytes("1.5 GB"), Ok(1_500_000_000));
-        assert!(bytes("0").is_err() && bytes("x").is_err() && bytes("3 apples").is_err() && bytes("").is_err());
+        assert!(
+            bytes("0").is_err()
+                && bytes("x").is_err()
+                && bytes("3 apples").is_err()
+                && bytes("").is_err()
+        );
     }
 }

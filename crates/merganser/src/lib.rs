@@ -20,5 +20,5 @@ pub use merganser_store as store;
 
 mod workflow;
 
-pub use merganser_run::{seal, Event, Observer, Quiet};
-pub use workflow::{merge_recipe, plan_recipe, Failure, MergeOptions, Planned};
+pub use merganser_run::{Event, Observer, Quiet, seal};
+pub use workflow::{Failure, MergeOptions, Planned, merge_recipe, plan_recipe};

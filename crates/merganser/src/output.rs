@@ -2,8 +2,8 @@
 
 use std::io::{IsTerminal, Write};
 
-use merganser::recipe::{Diagnostic, SourceText};
 use merganser::Failure;
+use merganser::recipe::{Diagnostic, SourceText};
 
 use crate::cli::{Global, When};
 
@@ -25,7 +25,13 @@ impl Output {
             When::Never => false,
             When::Auto => terminal && std::env::var_os("NO_COLOR").is_none(),
         };
-        Self { json: global.json, quiet: global.quiet, verbose: global.verbose, color, terminal }
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+            verbose: global.verbose,
+            color,
+            terminal,
+        }
     }
 
     /// A result, on stdout. A reader that went away is no failure.
@@ -55,7 +61,11 @@ impl Output {
         if self.json {
             self.event(&serde_json::json!({ "event": "warning", "message": warning.message, "help": warning.help }));
         } else if !self.quiet {
-            let _ = writeln!(std::io::stderr().lock(), "{}", warning.render(source, self.color).trim_end());
+            let _ = writeln!(
+                std::io::stderr().lock(),
+                "{}",
+                warning.render(source, self.color).trim_end()
+            );
         }
     }
 
@@ -67,7 +77,10 @@ impl Output {
                     .list
                     .iter()
                     .map(|d| {
-                        let at = d.labels.first().map(|(span, _)| diagnostics.source.line_column(span.start));
+                        let at = d
+                            .labels
+                            .first()
+                            .map(|(span, _)| diagnostics.source.line_column(span.start));
                         serde_json::json!({
                             "message": d.message,
                             "file": diagnostics.source.name,
@@ -100,5 +113,9 @@ pub(crate) fn human(bytes: u64) -> String {
         size /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{size:.1} {}", units[unit]) }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{size:.1} {}", units[unit])
+    }
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use merganser::{Event, Observer};
 use serde_json::json;
 
-use crate::output::{human, Output};
+use crate::output::{Output, human};
 
 /// A watcher that prints.
 pub(crate) struct Progress<'a> {
@@ -25,7 +25,11 @@ pub(crate) struct Progress<'a> {
 impl<'a> Progress<'a> {
     pub(crate) fn new(output: &'a Output) -> Self {
         let shown = output.terminal && !output.quiet && !output.json;
-        let bar = if shown { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let bar = if shown {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
         if shown {
             let style = "{spinner} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ETA {eta} {msg}";
             if let Ok(style) = ProgressStyle::with_template(style) {
@@ -47,19 +51,29 @@ impl<'a> Progress<'a> {
     /// Ends the display; returns bytes moved and seconds taken.
     pub(crate) fn finish(&self) -> (u64, f64) {
         self.bar.finish_and_clear();
-        (self.done.load(Ordering::Relaxed), self.begun.elapsed().as_secs_f64())
+        (
+            self.done.load(Ordering::Relaxed),
+            self.begun.elapsed().as_secs_f64(),
+        )
     }
 
     fn advance(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.bar.set_position(done);
-        let tenths = (done * 10).checked_div(self.total.load(Ordering::Relaxed)).unwrap_or(0).min(10);
+        let tenths = (done * 10)
+            .checked_div(self.total.load(Ordering::Relaxed))
+            .unwrap_or(0)
+            .min(10);
         if self.said.fetch_max(tenths, Ordering::Relaxed) < tenths && !self.output.terminal {
             let seconds = self.begun.elapsed().as_secs_f64().max(1e-9);
             if self.output.json {
                 self.output.event(&json!({ "event": "progress", "bytes": done, "total": self.total.load(Ordering::Relaxed), "seconds": seconds }));
             } else if seconds > 2.0 {
-                self.output.note(&format!("{:>3} %  {}/s", tenths * 10, human((done as f64 / seconds) as u64)));
+                self.output.note(&format!(
+                    "{:>3} %  {}/s",
+                    tenths * 10,
+                    human((done as f64 / seconds) as u64)
+                ));
             }
         }
     }
@@ -68,13 +82,19 @@ impl<'a> Progress<'a> {
 impl Observer for Progress<'_> {
     fn event(&self, event: Event<'_>) {
         match event {
-            Event::Started { tensors, bytes, reused } => {
+            Event::Started {
+                tensors,
+                bytes,
+                reused,
+            } => {
                 self.total.fetch_add(bytes, Ordering::Relaxed);
                 self.bar.inc_length(bytes);
                 if self.output.json {
                     self.output.event(&json!({ "event": "started", "tensors": tensors, "bytes": bytes, "reused": reused }));
                 } else if reused > 0 {
-                    self.output.note(&format!("resuming: {reused} tensors of an earlier run are kept, {tensors} are left"));
+                    self.output.note(&format!(
+                        "resuming: {reused} tensors of an earlier run are kept, {tensors} are left"
+                    ));
                 }
             }
             Event::Survey => {
@@ -88,9 +108,11 @@ impl Observer for Progress<'_> {
                 self.tensors.fetch_add(1, Ordering::Relaxed);
                 if self.output.verbose {
                     if self.output.json {
-                        self.output.event(&json!({ "event": "tensor", "name": name, "bytes": bytes }));
+                        self.output
+                            .event(&json!({ "event": "tensor", "name": name, "bytes": bytes }));
                     } else {
-                        self.bar.suspend(|| self.output.note(&format!("{name}  {}", human(bytes))));
+                        self.bar
+                            .suspend(|| self.output.note(&format!("{name}  {}", human(bytes))));
                     }
                 }
             }

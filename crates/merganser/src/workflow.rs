@@ -95,28 +95,54 @@ struct Steps {
 }
 
 fn read(name: &Path, text: &str, options: &MergeOptions) -> Result<Steps, Failure> {
-    let parse = ParseOptions { lenient: options.plan.lenient };
-    let (recipe, warnings) = Recipe::parse(&name.display().to_string(), text, parse).map_err(Failure::Recipe)?;
+    let parse = ParseOptions {
+        lenient: options.plan.lenient,
+    };
+    let (recipe, warnings) =
+        Recipe::parse(&name.display().to_string(), text, parse).map_err(Failure::Recipe)?;
     let fail = |diagnostic| failure(&recipe.source, vec![diagnostic]);
     let order = recipe.documents_in_order().map_err(fail)?;
-    let last = recipe.final_documents().map_err(fail)?.into_iter().collect();
-    Ok(Steps { order, last, warnings, recipe })
+    let last = recipe
+        .final_documents()
+        .map_err(fail)?
+        .into_iter()
+        .collect();
+    Ok(Steps {
+        order,
+        last,
+        warnings,
+        recipe,
+    })
 }
 
 fn failure(source: &SourceText, list: Vec<Diagnostic>) -> Failure {
-    Failure::Recipe(Diagnostics { source: source.clone(), list })
+    Failure::Recipe(Diagnostics {
+        source: source.clone(),
+        list,
+    })
 }
 
 fn opener(recipe: &Path) -> Opener {
     let parent = recipe.parent().filter(|dir| !dir.as_os_str().is_empty());
-    Opener { recipe_dir: parent.map(Path::to_owned), hub: HubOptions::from_env(), named: BTreeMap::new() }
+    Opener {
+        recipe_dir: parent.map(Path::to_owned),
+        hub: HubOptions::from_env(),
+        named: BTreeMap::new(),
+    }
 }
 
-fn plan_document(steps: &Steps, document: usize, opener: &Opener, options: &MergeOptions) -> Result<Plan, Failure> {
+fn plan_document(
+    steps: &Steps,
+    document: usize,
+    opener: &Opener,
+    options: &MergeOptions,
+) -> Result<Plan, Failure> {
     let fail = |list| failure(&steps.recipe.source, list);
     let mut settings = options.plan.clone();
     let spoken_of = &steps.recipe.documents[document];
-    settings.state_dict = options.state_dict.unwrap_or_else(|| opener.is_state_dicts(spoken_of));
+    settings.state_dict = options
+        .state_dict
+        .unwrap_or_else(|| opener.is_state_dicts(spoken_of));
     if !settings.state_dict && settings.missing != Missing::Error {
         return Err(Failure::Usage(
             "--tensor-intersection and --tensor-union are for plain state dicts; for models use --allow-missing".into(),
@@ -133,20 +159,38 @@ fn plan_document(steps: &Steps, document: usize, opener: &Opener, options: &Merg
 ///
 /// # Errors
 /// Everything that is wrong with the recipe or its models.
-pub fn plan_recipe(path: &Path, text: &str, options: &MergeOptions) -> Result<Vec<Planned>, Failure> {
+pub fn plan_recipe(
+    path: &Path,
+    text: &str,
+    options: &MergeOptions,
+) -> Result<Vec<Planned>, Failure> {
     let steps = read(path, text, options)?;
     let opener = opener(path);
     let mut planned = Vec::new();
-    for document in steps.order.iter().copied().filter(|document| !builds_on_others(&steps, *document)) {
-        let name = steps.recipe.documents[document].name.as_ref().map(|name| name.value.clone());
+    for document in steps
+        .order
+        .iter()
+        .copied()
+        .filter(|document| !builds_on_others(&steps, *document))
+    {
+        let name = steps.recipe.documents[document]
+            .name
+            .as_ref()
+            .map(|name| name.value.clone());
         let plan = plan_document(&steps, document, &opener, options)?;
-        planned.push(Planned { name, plan, source: steps.recipe.source.clone() });
+        planned.push(Planned {
+            name,
+            plan,
+            source: steps.recipe.source.clone(),
+        });
     }
     Ok(planned)
 }
 
 fn builds_on_others(steps: &Steps, document: usize) -> bool {
-    steps.recipe.documents[document].model_refs().any(|reference| steps.recipe.document_for(reference).is_some())
+    steps.recipe.documents[document]
+        .model_refs()
+        .any(|reference| steps.recipe.document_for(reference).is_some())
 }
 
 /// Merges a recipe into `out`, on the current rayon pool. With several documents, the last one goes to `out` itself
@@ -174,7 +218,10 @@ pub fn merge_recipe(
     let intermediate = options.intermediate.clone().unwrap_or_else(|| beside(out));
     let mut done = Vec::new();
     for document in steps.order.iter().copied() {
-        let name = steps.recipe.documents[document].name.as_ref().map(|name| name.value.clone());
+        let name = steps.recipe.documents[document]
+            .name
+            .as_ref()
+            .map(|name| name.value.clone());
         let is_last = steps.last.contains(&document);
         let to = match &name {
             Some(name) if !is_last => intermediate.join(name),
@@ -184,7 +231,11 @@ pub fn merge_recipe(
         let plan = plan_document(&steps, document, &opener, options)?;
         if !is_last && already_made(&to, &plan) {
             opener.named.extend(name.clone().map(|name| (name, to)));
-            done.push(Planned { name, plan, source: steps.recipe.source.clone() });
+            done.push(Planned {
+                name,
+                plan,
+                source: steps.recipe.source.clone(),
+            });
             continue;
         }
         let provenance = Provenance {
@@ -204,7 +255,11 @@ pub fn merge_recipe(
         };
         merganser_run::merge(&job, observer)?;
         opener.named.extend(name.clone().map(|name| (name, to)));
-        done.push(Planned { name, plan, source: steps.recipe.source.clone() });
+        done.push(Planned {
+            name,
+            plan,
+            source: steps.recipe.source.clone(),
+        });
     }
     if several && options.intermediate.is_none() {
         // Only a cache of ours: if it cannot be removed, the merge is still good.
@@ -214,13 +269,20 @@ pub fn merge_recipe(
 }
 
 fn title(name: Option<&str>, out: &Path) -> String {
-    let folder = || out.file_name().map(|name| name.to_string_lossy().into_owned());
-    name.map(str::to_owned).or_else(folder).unwrap_or_else(|| "merge".into())
+    let folder = || {
+        out.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    name.map(str::to_owned)
+        .or_else(folder)
+        .unwrap_or_else(|| "merge".into())
 }
 
 /// The hidden folder beside `out` that holds intermediate models until the last one is finished.
 fn beside(out: &Path) -> PathBuf {
-    let name = out.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
+    let name = out
+        .file_name()
+        .map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
     out.with_file_name(format!(".{name}.intermediate"))
 }
 

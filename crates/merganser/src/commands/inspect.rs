@@ -1,4 +1,6 @@
 //! `merganser inspect`
-use merganser::Failure;
 use crate::{cli::Inspect, output::Output};
-pub(crate) fn run(_arguments: &Inspect, _output: &Output) -> Result<(), Failure> { Err(Failure::Usage("in the works".into())) }
+use merganser::Failure;
+pub(crate) fn run(_arguments: &Inspect, _output: &Output) -> Result<(), Failure> {
+    Err(Failure::Usage("in the works".into()))
+}

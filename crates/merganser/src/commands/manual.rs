@@ -16,7 +16,12 @@ pub(crate) fn completions(shell: clap_complete::Shell, output: &Output) -> Resul
 }
 
 pub(crate) fn pages(dir: &Path) -> Result<(), Failure> {
-    let fail = |error: std::io::Error| Failure::Usage(format!("cannot write manual pages to '{}': {error}", dir.display()));
+    let fail = |error: std::io::Error| {
+        Failure::Usage(format!(
+            "cannot write manual pages to '{}': {error}",
+            dir.display()
+        ))
+    };
     std::fs::create_dir_all(dir).map_err(fail)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(fail)
 }

@@ -10,7 +10,7 @@ use merganser::{Failure, MergeOptions};
 use serde_json::json;
 
 use crate::cli::{Merge, Planning};
-use crate::output::{human, Output};
+use crate::output::{Output, human};
 use crate::progress::Progress;
 
 pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(), Failure> {
@@ -28,10 +28,19 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
     };
     let ignored = arguments.ignored.given();
     if !ignored.is_empty() {
-        output.note(&format!("note: {} makes no difference here", ignored.join(", ")));
+        output.note(&format!(
+            "note: {} makes no difference here",
+            ignored.join(", ")
+        ));
     }
     let progress = Progress::new(output);
-    let done = merganser::merge_recipe(&arguments.recipe, &text, &arguments.out, &options, &progress);
+    let done = merganser::merge_recipe(
+        &arguments.recipe,
+        &text,
+        &arguments.out,
+        &options,
+        &progress,
+    );
     let (bytes, seconds) = progress.finish();
     let done = done?;
     for planned in &done {
@@ -42,7 +51,9 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
             output.note(&format!("note: {note}"));
         }
     }
-    let Some(last) = done.last() else { return Ok(()) };
+    let Some(last) = done.last() else {
+        return Ok(());
+    };
     let out = arguments.out.display();
     if output.json {
         output.event(&json!({
@@ -73,7 +84,12 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
 
 /// Reads a recipe file, or standard input for `-`.
 pub(crate) fn read_recipe(path: &Path) -> Result<String, Failure> {
-    let fail = |error: std::io::Error| Failure::Usage(format!("cannot read the recipe '{}': {error}", path.display()));
+    let fail = |error: std::io::Error| {
+        Failure::Usage(format!(
+            "cannot read the recipe '{}': {error}",
+            path.display()
+        ))
+    };
     if path.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map_err(fail)?;
@@ -81,13 +97,21 @@ pub(crate) fn read_recipe(path: &Path) -> Result<String, Failure> {
     }
     let bytes = std::fs::read(path).map_err(fail)?;
     String::from_utf8(bytes).map_err(|error| {
-        Failure::Usage(format!("the recipe '{}' is not UTF-8 text (byte {})", path.display(), error.utf8_error().valid_up_to()))
+        Failure::Usage(format!(
+            "the recipe '{}' is not UTF-8 text (byte {})",
+            path.display(),
+            error.utf8_error().valid_up_to()
+        ))
     })
 }
 
 /// The planner's options from the command line.
 pub(crate) fn planning(arguments: &Planning) -> Result<Options, Failure> {
-    let adapter_dtype = arguments.lora_merge_dtype.as_deref().map(float).transpose()?;
+    let adapter_dtype = arguments
+        .lora_merge_dtype
+        .as_deref()
+        .map(float)
+        .transpose()?;
     Ok(Options {
         lenient: arguments.lenient,
         allow_crimes: arguments.allow_crimes,
@@ -107,17 +131,35 @@ pub(crate) fn planning(arguments: &Planning) -> Result<Options, Failure> {
 
 fn float(name: &str) -> Result<Dtype, Failure> {
     let dtype = FloatType::from_name(name).and_then(|float| Dtype::from_torch_name(float.name()));
-    dtype.ok_or_else(|| Failure::Usage(format!("--lora-merge-dtype: '{name}' is no type; use float32, bfloat16 or float16")))
+    dtype.ok_or_else(|| {
+        Failure::Usage(format!(
+            "--lora-merge-dtype: '{name}' is no type; use float32, bfloat16 or float16"
+        ))
+    })
 }
 
 /// Reads `3/16`, or `auto/16` with the number taken from the scheduler's environment.
 fn part(text: &str) -> Result<(usize, usize), Failure> {
-    let fail = || Failure::Usage(format!("--part '{text}': write it as 3/16, or auto/16 inside a job array"));
+    let fail = || {
+        Failure::Usage(format!(
+            "--part '{text}': write it as 3/16, or auto/16 inside a job array"
+        ))
+    };
     let (index, count) = text.split_once('/').ok_or_else(fail)?;
-    let count: usize = count.parse().ok().filter(|count| *count > 0).ok_or_else(fail)?;
-    let index = if index == "auto" { from_scheduler(text)? } else { index.parse().map_err(|_| fail())? };
+    let count: usize = count
+        .parse()
+        .ok()
+        .filter(|count| *count > 0)
+        .ok_or_else(fail)?;
+    let index = if index == "auto" {
+        from_scheduler(text)?
+    } else {
+        index.parse().map_err(|_| fail())?
+    };
     if index == 0 || index > count {
-        return Err(Failure::Usage(format!("--part {index}/{count}: parts count from 1 to {count}")));
+        return Err(Failure::Usage(format!(
+            "--part {index}/{count}: parts count from 1 to {count}"
+        )));
     }
     Ok((index, count))
 }
@@ -129,7 +171,11 @@ fn from_scheduler(text: &str) -> Result<usize, Failure> {
         return Ok((task + 1).saturating_sub(number("SLURM_ARRAY_TASK_MIN").unwrap_or(1)));
     }
     // Kubernetes counts from 0.
-    number("JOB_COMPLETION_INDEX").map(|index| index + 1).ok_or_else(|| {
-        Failure::Usage(format!("--part {text}: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set"))
-    })
+    number("JOB_COMPLETION_INDEX")
+        .map(|index| index + 1)
+        .ok_or_else(|| {
+            Failure::Usage(format!(
+                "--part {text}: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set"
+            ))
+        })
 }

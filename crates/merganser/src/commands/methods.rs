@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use merganser::methods::{registry, Arity, BasePolicy, Kind, MethodInfo, Parameter, Scope, Value};
-use merganser::recipe::nearest;
 use merganser::Failure;
+use merganser::methods::{Arity, BasePolicy, Kind, MethodInfo, Parameter, Scope, Value, registry};
+use merganser::recipe::nearest;
 use serde_json::json;
 
 use crate::cli::Methods;
@@ -24,7 +24,9 @@ pub(crate) fn run(arguments: &Methods, output: &Output) -> Result<(), Failure> {
     let Some(method) = merganser::methods::find(name) else {
         let hint = nearest(name, registry().iter().map(|method| method.info().name));
         let hint = hint.map_or(String::new(), |near| format!("; did you mean '{near}'?"));
-        return Err(Failure::Usage(format!("there is no merge method called '{name}'{hint}")));
+        return Err(Failure::Usage(format!(
+            "there is no merge method called '{name}'{hint}"
+        )));
     };
     if output.json {
         output.event(&as_json(method.info()));
@@ -35,11 +37,19 @@ pub(crate) fn run(arguments: &Methods, output: &Output) -> Result<(), Failure> {
 }
 
 fn list() -> String {
-    let width = registry().iter().map(|method| method.info().name.len()).max().unwrap_or(0);
+    let width = registry()
+        .iter()
+        .map(|method| method.info().name.len())
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
     for (ours, title) in [(true, "mergekit's methods"), (false, "beyond mergekit")] {
         let _ = writeln!(text, "{title}:");
-        for info in registry().iter().map(|method| method.info()).filter(|info| info.in_mergekit == ours) {
+        for info in registry()
+            .iter()
+            .map(|method| method.info())
+            .filter(|info| info.in_mergekit == ours)
+        {
             let _ = writeln!(text, "  {:<width$}  {}", info.name, info.summary);
         }
         text.push('\n');
@@ -61,10 +71,22 @@ fn explain(info: &MethodInfo) -> String {
         return text;
     }
     text.push_str("\nparameters:\n");
-    let width = info.parameters.iter().map(|p| p.name.len()).max().unwrap_or(0);
+    let width = info
+        .parameters
+        .iter()
+        .map(|p| p.name.len())
+        .max()
+        .unwrap_or(0);
     for parameter in info.parameters {
         let _ = writeln!(text, "  {:<width$}  {}", parameter.name, parameter.summary);
-        let _ = writeln!(text, "  {:<width$}  {}; {}; {}", "", kind(parameter.kind), scope(parameter.scope), fallback(parameter));
+        let _ = writeln!(
+            text,
+            "  {:<width$}  {}; {}; {}",
+            "",
+            kind(parameter.kind),
+            scope(parameter.scope),
+            fallback(parameter)
+        );
     }
     text
 }
@@ -78,16 +100,32 @@ fn base(policy: BasePolicy) -> &'static str {
 }
 
 fn arity(info: &MethodInfo) -> String {
-    let besides = if info.base == BasePolicy::Ignored { "" } else { " besides the base" };
+    let besides = if info.base == BasePolicy::Ignored {
+        ""
+    } else {
+        " besides the base"
+    };
     match info.inputs {
-        Arity { min, max: Some(max) } if min == max => format!("exactly {min}{besides}"),
-        Arity { min, max: Some(max) } => format!("{min} to {max}{besides}"),
+        Arity {
+            min,
+            max: Some(max),
+        } if min == max => format!("exactly {min}{besides}"),
+        Arity {
+            min,
+            max: Some(max),
+        } => format!("{min} to {max}{besides}"),
         Arity { min, max: None } => format!("{min} or more{besides}"),
     }
 }
 
 fn kind(kind: Kind) -> String {
-    let bound = |x: f64| if x.is_finite() { format!("{x}") } else { "…".into() };
+    let bound = |x: f64| {
+        if x.is_finite() {
+            format!("{x}")
+        } else {
+            "…".into()
+        }
+    };
     match kind {
         Kind::Float { min, max } if min.is_infinite() && max.is_infinite() => "a number".into(),
         Kind::Float { min, max } => format!("a number, {} to {}", bound(min), bound(max)),

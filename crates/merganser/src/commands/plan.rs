@@ -6,11 +6,11 @@ use std::fmt::Write;
 use merganser::methods::{Settings, Value as Setting};
 use merganser::plan::{Action, Output as Tensor, Plan as Planned};
 use merganser::{Failure, MergeOptions};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 use crate::cli::{Global, Plan};
 use crate::commands::merge::{planning, read_recipe};
-use crate::output::{human, Output};
+use crate::output::{Output, human};
 
 pub(crate) fn run(arguments: &Plan, global: &Global, output: &Output) -> Result<(), Failure> {
     let text = read_recipe(&arguments.recipe)?;
@@ -19,15 +19,28 @@ pub(crate) fn run(arguments: &Plan, global: &Global, output: &Output) -> Result<
         state_dict: arguments.planning.state_dict.then_some(true),
         ..MergeOptions::default()
     };
-    let threads = global.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let threads = global.threads.map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        usize::from,
+    );
     for planned in merganser::plan_recipe(&arguments.recipe, &text, &options)? {
         for warning in &planned.plan.warnings {
             output.warning(warning, &planned.source);
         }
         if output.json {
-            output.event(&as_json(&planned.plan, planned.name.as_deref(), arguments, threads));
+            output.event(&as_json(
+                &planned.plan,
+                planned.name.as_deref(),
+                arguments,
+                threads,
+            ));
         } else {
-            output.result(&as_text(&planned.plan, planned.name.as_deref(), arguments, threads));
+            output.result(&as_text(
+                &planned.plan,
+                planned.name.as_deref(),
+                arguments,
+                threads,
+            ));
         }
     }
     Ok(())
@@ -35,7 +48,8 @@ pub(crate) fn run(arguments: &Plan, global: &Global, output: &Output) -> Result<
 
 /// Bytes of working memory of a merge with so many threads.
 fn peak(plan: &Planned, threads: usize) -> u64 {
-    plan.thread_bytes().map_or(0, |(bytes, _)| bytes * threads as u64)
+    plan.thread_bytes()
+        .map_or(0, |(bytes, _)| bytes * threads as u64)
 }
 
 fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize) -> String {
@@ -48,28 +62,70 @@ fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
     for (i, model) in plan.models.iter().enumerate() {
         let files = model.checkpoint.files();
         let size: u64 = files.iter().map(|file| file.size).sum();
-        let role = if plan.base == Some(i) { "base" } else { "model" };
+        let role = if plan.base == Some(i) {
+            "base"
+        } else {
+            "model"
+        };
         let adapter = model.adapter.as_ref().map_or(String::new(), |adapter| {
             format!(", adapter changes {} tensors", adapter.modules().len())
         });
-        let _ = writeln!(text, "{role:<9} {}  ({} tensors, {}{adapter})", model.label, model.checkpoint.tensors().len(), human(size));
+        let _ = writeln!(
+            text,
+            "{role:<9} {}  ({} tensors, {}{adapter})",
+            model.label,
+            model.checkpoint.tensors().len(),
+            human(size)
+        );
     }
-    let passes = plan.outputs.iter().map(|output| plan.passes(output)).max().unwrap_or(1);
-    let reads: u64 = plan.outputs.iter().map(|output| plan.input_bytes_of(output) * u64::from(plan.passes(output))).sum();
-    let _ = writeln!(text, "reads     {} in up to {passes} pass{}", human(reads), if passes == 1 { "" } else { "es" });
+    let passes = plan
+        .outputs
+        .iter()
+        .map(|output| plan.passes(output))
+        .max()
+        .unwrap_or(1);
+    let reads: u64 = plan
+        .outputs
+        .iter()
+        .map(|output| plan.input_bytes_of(output) * u64::from(plan.passes(output)))
+        .sum();
+    let _ = writeln!(
+        text,
+        "reads     {} in up to {passes} pass{}",
+        human(reads),
+        if passes == 1 { "" } else { "es" }
+    );
     let shards = plan.shards.len();
-    let _ = writeln!(text, "writes    {} tensors, {} in {shards} file{}", plan.outputs.len(), human(plan.output_bytes()), if shards == 1 { "" } else { "s" });
-    let _ = writeln!(text, "memory    about {} for buffers with {threads} thread{}", human(peak(plan, threads)), if threads == 1 { "" } else { "s" });
+    let _ = writeln!(
+        text,
+        "writes    {} tensors, {} in {shards} file{}",
+        plan.outputs.len(),
+        human(plan.output_bytes()),
+        if shards == 1 { "" } else { "s" }
+    );
+    let _ = writeln!(
+        text,
+        "memory    about {} for buffers with {threads} thread{}",
+        human(peak(plan, threads)),
+        if threads == 1 { "" } else { "s" }
+    );
     let mut kinds: BTreeMap<(&str, String), (usize, u64)> = BTreeMap::new();
     for tensor in &plan.outputs {
-        let entry = kinds.entry((action(plan, tensor), tensor.dtype.to_string())).or_default();
+        let entry = kinds
+            .entry((action(plan, tensor), tensor.dtype.to_string()))
+            .or_default();
         entry.0 += 1;
         entry.1 += tensor.nbytes;
     }
     for ((what, dtype), (count, bytes)) in kinds {
         let _ = writeln!(text, "  {count:>6} × {what} → {dtype}  {}", human(bytes));
     }
-    if info.parameters.iter().any(|parameter| matches!(parameter.name, "seed")) || plan.seed != 0 {
+    if info
+        .parameters
+        .iter()
+        .any(|parameter| matches!(parameter.name, "seed"))
+        || plan.seed != 0
+    {
         let _ = writeln!(text, "seed      {}", plan.seed);
     }
     for note in &plan.notes {
@@ -77,17 +133,33 @@ fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
     }
     if let Some(filter) = &arguments.tensors {
         let _ = writeln!(text);
-        for tensor in plan.outputs.iter().filter(|tensor| tensor.name.contains(filter.as_str())) {
+        for tensor in plan
+            .outputs
+            .iter()
+            .filter(|tensor| tensor.name.contains(filter.as_str()))
+        {
             text.push_str(&tensor_text(plan, tensor));
         }
     }
     if let Some(parts) = arguments.parts {
-        let _ = writeln!(text, "\nparts     shared out by output file; each reads and writes:");
+        let _ = writeln!(
+            text,
+            "\nparts     shared out by output file; each reads and writes:"
+        );
         for (i, part) in plan.parts(usize::from(parts)).iter().enumerate() {
-            let _ = writeln!(text, "  {:>4}/{parts}  {:>2} files  {}", i + 1, part.shards.len(), human(part.cost));
+            let _ = writeln!(
+                text,
+                "  {:>4}/{parts}  {:>2} files  {}",
+                i + 1,
+                part.shards.len(),
+                human(part.cost)
+            );
         }
         if usize::from(parts) > shards {
-            let _ = writeln!(text, "  there are fewer files than parts: a smaller --out-shard-size would share the work better");
+            let _ = writeln!(
+                text,
+                "  there are fewer files than parts: a smaller --out-shard-size would share the work better"
+            );
         }
     }
     text
@@ -103,7 +175,14 @@ fn action(plan: &Planned, tensor: &Tensor) -> &'static str {
 }
 
 fn tensor_text(plan: &Planned, tensor: &Tensor) -> String {
-    let mut text = format!("{}  {:?} {}  {}  t = {:.4}\n", tensor.name, tensor.shape, tensor.dtype, action(plan, tensor), tensor.t);
+    let mut text = format!(
+        "{}  {:?} {}  {}  t = {:.4}\n",
+        tensor.name,
+        tensor.shape,
+        tensor.dtype,
+        action(plan, tensor),
+        tensor.t
+    );
     let settings = match &tensor.action {
         Action::Merge { settings, .. } => Some(settings),
         _ => None,
@@ -112,14 +191,25 @@ fn tensor_text(plan: &Planned, tensor: &Tensor) -> String {
         let _ = writeln!(text, "    {}", pairs(&shared.shared));
     }
     for (i, input) in tensor.inputs().iter().enumerate() {
-        let own = settings.and_then(|settings| settings.inputs.get(i)).map(pairs).unwrap_or_default();
-        let _ = writeln!(text, "    {} {}  {own}", plan.models[input.model].label, input.tensor);
+        let own = settings
+            .and_then(|settings| settings.inputs.get(i))
+            .map(pairs)
+            .unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "    {} {}  {own}",
+            plan.models[input.model].label, input.tensor
+        );
     }
     text
 }
 
 fn pairs(values: &BTreeMap<&'static str, Setting>) -> String {
-    values.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
+    values
+        .iter()
+        .map(|(name, value)| format!("{name} = {value}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn as_json(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize) -> Value {

@@ -10,7 +10,11 @@ pub(crate) fn run(arguments: &Seal, output: &Output) -> Result<(), Failure> {
     if output.json {
         output.event(&serde_json::json!({ "event": "sealed", "out": arguments.out.to_string_lossy(), "files": files }));
     } else {
-        output.note(&format!("sealed {} files in {}", files.len(), arguments.out.display()));
+        output.note(&format!(
+            "sealed {} files in {}",
+            files.len(),
+            arguments.out.display()
+        ));
     }
     Ok(())
 }
