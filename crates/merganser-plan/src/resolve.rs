@@ -179,9 +179,14 @@ fn convert(parameter: &Parameter, value: &merganser_recipe::Value) -> Result<Val
             value.as_bool().ok_or("expected true or false")?,
         )),
         Kind::Choice(words) => {
-            let word = value
-                .as_str()
-                .ok_or_else(|| format!("expected one of: {}", words.join(", ")))?;
+            // `rescale: true` and `rescale: l1` are the same parameter: a switch may be a word.
+            let word = match value {
+                merganser_recipe::Value::Bool(true) => "true",
+                merganser_recipe::Value::Bool(false) => "false",
+                other => other
+                    .as_str()
+                    .ok_or_else(|| format!("expected one of: {}", words.join(", ")))?,
+            };
             if words.contains(&word) {
                 Ok(Value::Text(word.to_owned()))
             } else {

@@ -29,6 +29,8 @@ pub struct Merge<'a> {
     pub overwrite: bool,
     /// Let NaN and infinity pass.
     pub allow_nonfinite: bool,
+    /// Return before the files are on disk.
+    pub no_sync: bool,
     /// Only part `i` of `n`, counted from 1.
     pub part: Option<(usize, usize)>,
     /// Bytes of working memory that may be used.
@@ -45,10 +47,13 @@ pub struct Merge<'a> {
 pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     fits_memory(job)?;
     let plan = job.plan;
-    let staging = match job.part {
+    let mut staging = match job.part {
         None => Staging::begin(job.out, job.overwrite)?,
         Some(_) => Staging::begin_shared(job.out, job.overwrite)?,
     };
+    if job.no_sync {
+        staging.without_waiting_for_the_disk();
+    }
     let (shards, name) = match job.part {
         None => ((0..plan.shards.len()).collect(), "journal".to_owned()),
         Some((part, parts)) => {
@@ -82,8 +87,13 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     pending.sort_unstable();
     work.run(&pending)?;
     observer.event(Event::Publishing);
-    work.files.iter().flatten().try_for_each(ShardFile::sync)?;
-    work.journal.sync()?;
+    if !job.no_sync {
+        work.files
+            .iter()
+            .flatten()
+            .try_for_each(ShardFile::sync)?;
+        work.journal.sync()?;
+    }
     drop(work);
     match job.part {
         None => seal::publish(plan, job.provenance, staging),

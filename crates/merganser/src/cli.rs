@@ -101,6 +101,9 @@ pub(crate) struct Merge {
     /// Merge inputs that hold NaN or infinity
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
+    /// Do not wait until the files are on disk: faster, but a power cut may damage the model
+    #[arg(long)]
+    pub(crate) no_sync: bool,
     /// Make only part I of N, counted from 1; `auto/N` takes I from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX
     #[arg(long, value_name = "I/N")]
     pub(crate) part: Option<String>,

@@ -19,6 +19,8 @@ pub struct MergeOptions {
     pub overwrite: bool,
     /// Let NaN and infinity pass.
     pub allow_nonfinite: bool,
+    /// Return before the files are on disk: safe against a crash of the process, not of the machine.
+    pub no_sync: bool,
     /// Only part `i` of `n`, counted from 1.
     pub part: Option<(usize, usize)>,
     /// Bytes of working memory.
@@ -38,6 +40,7 @@ impl Default for MergeOptions {
             state_dict: None,
             overwrite: false,
             allow_nonfinite: false,
+            no_sync: false,
             part: None,
             memory: 2 << 30,
             card: true,
@@ -249,6 +252,7 @@ pub fn merge_recipe(
             out: &to,
             overwrite: options.overwrite || !is_last,
             allow_nonfinite: options.allow_nonfinite,
+            no_sync: options.no_sync,
             part: options.part,
             memory: options.memory,
             provenance: &provenance,

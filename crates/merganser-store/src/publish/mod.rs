@@ -41,6 +41,7 @@ pub struct Staging {
     files: PathBuf,
     overwrite: bool,
     shared: bool,
+    durable: bool,
     _lock: Lock,
 }
 
@@ -128,8 +129,15 @@ impl Staging {
             files,
             overwrite,
             shared,
+            durable: true,
             _lock: lock,
         })
+    }
+
+    /// Lets publishing return before the files are on disk: faster, still safe against a crash of the
+    /// process, but not against one of the machine.
+    pub fn without_waiting_for_the_disk(&mut self) {
+        self.durable = false;
     }
 
     /// The output folder.
@@ -194,15 +202,29 @@ impl Staging {
             {
                 return Err(self.refused(format!("`{name}` was to be published but is not staged")));
             }
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(|cause| Error::io("sync", &path, cause))?;
+            if self.durable {
+                File::open(&path)
+                    .and_then(|file| file.sync_all())
+                    .map_err(|cause| Error::io("sync", &path, cause))?;
+            }
         }
-        sync_folder(&self.files)?;
+        if self.durable {
+            sync_folder(&self.files)?;
+        }
         let retire = self.to_retire(names)?;
-        let intent = Intent::new(plan, names.clone(), retire);
+        let mut intent = Intent::new(plan, names.clone(), retire);
+        intent.durable = self.durable;
         intent.save(&self.out)?;
         intent.carry_out(&self.out)?;
+        // The output folder itself may be new.
+        if let Some(parent) = std::path::absolute(&self.out)
+            .ok()
+            .as_deref()
+            .and_then(Path::parent)
+            .filter(|_| self.durable)
+        {
+            sync_folder(parent)?;
+        }
         Ok(intent.into())
     }
 

@@ -35,6 +35,13 @@ pub(super) struct Intent {
     pub(super) retire: Vec<String>,
     /// Staged files, in the order they are put in place.
     pub(super) moves: Vec<String>,
+    /// Whether every step waits for the disk. Not kept: a publication completed later always waits.
+    #[serde(skip, default = "always")]
+    pub(super) durable: bool,
+}
+
+fn always() -> bool {
+    true
 }
 
 /// Place of a file in the order of publication: weights, then what describes them, and what
@@ -59,7 +66,12 @@ impl Intent {
             plan: plan.to_owned(),
             retire,
             moves,
+            durable: true,
         }
+    }
+
+    fn sync(&self, folder: &Path) -> Result<()> {
+        if self.durable { sync_folder(folder) } else { Ok(()) }
     }
 
     /// The intention an interrupted run left in `out`, if any.
@@ -101,10 +113,13 @@ impl Intent {
         })?;
         step()?;
         File::create(&temporary)
-            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+            .and_then(|mut file| {
+                file.write_all(&text)?;
+                if self.durable { file.sync_all() } else { Ok(()) }
+            })
             .map_err(|cause| write_error("write", &temporary, text.len() as u64, cause))?;
         rename(&temporary, &path)?;
-        sync_folder(&staging)
+        self.sync(&staging)
     }
 
     /// Does whatever of the intention is not yet done.
@@ -123,8 +138,8 @@ impl Intent {
                     rename(&out.join(name), &replaced.join(name))?;
                 }
             }
-            sync_folder(&replaced)?;
-            sync_folder(out)?;
+            self.sync(&replaced)?;
+            self.sync(out)?;
         }
         for name in &self.moves {
             if exists(&staged.join(name)) {
@@ -144,8 +159,21 @@ impl Intent {
                 });
             }
         }
-        sync_folder(out)?;
-        clean(out)
+        self.sync(out)?;
+        self.clean(out)
+    }
+
+    /// Deletes the former model and the staging folder; the intention last of what matters.
+    fn clean(&self, out: &Path) -> Result<()> {
+        let staging = out.join(STAGING);
+        remove_folder(&out.join(REPLACED))?;
+        self.sync(out)?;
+        remove_folder(&staging.join(FILES))?;
+        let intent = staging.join(INTENT);
+        step()?;
+        std::fs::remove_file(&intent).map_err(|cause| Error::io("remove", &intent, cause))?;
+        self.sync(&staging)?;
+        remove_folder(&staging)
     }
 
     fn all_moved(&self, out: &Path) -> bool {
@@ -154,19 +182,6 @@ impl Intent {
             .iter()
             .all(|name| !exists(&staged.join(name)) && exists(&out.join(name)))
     }
-}
-
-/// Deletes the former model and the staging folder; the intention last of what matters.
-fn clean(out: &Path) -> Result<()> {
-    let staging = out.join(STAGING);
-    remove_folder(&out.join(REPLACED))?;
-    sync_folder(out)?;
-    remove_folder(&staging.join(FILES))?;
-    let intent = staging.join(INTENT);
-    step()?;
-    std::fs::remove_file(&intent).map_err(|cause| Error::io("remove", &intent, cause))?;
-    sync_folder(&staging)?;
-    remove_folder(&staging)
 }
 
 /// Whether `name` can be a file directly in a folder.
