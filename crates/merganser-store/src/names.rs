@@ -25,7 +25,7 @@ pub enum Role {
     Other,
 }
 
-const SIDECARS: [&str; 14] = [
+const SIDECARS: [&str; 13] = [
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -38,8 +38,7 @@ const SIDECARS: [&str; 14] = [
     "feature_extraction_config.json",
     "normalizer.json",
     "bpe.codes",
-    "sentencepiece.bpe.model",
-    "config_sentence_transformers.json",
+    "tekken.json",
 ];
 
 impl Role {
@@ -55,10 +54,10 @@ impl Role {
         } else if ends(".safetensors.index.json") || ends(".bin.index.json") {
             Self::Index
         } else if SIDECARS.contains(&lower.as_str())
-            || (starts("tokenizer") && (ends(".json") || ends(".model") || ends(".txt")))
+            || (starts("tokenizer") && (ends(".json") || ends(".txt") || lower.contains(".model")))
             || (starts("vocab") && (ends(".json") || ends(".txt") || ends(".bpe")))
             || (starts("chat_template") && (ends(".json") || ends(".jinja")))
-            || ((starts("spiece") || starts("sentencepiece")) && ends(".model"))
+            // SentencePiece, under whatever name.
             || ends(".model")
             || ends(".tiktoken")
         {
@@ -160,6 +159,8 @@ mod tests {
                 &[
                     "tokenizer.json",
                     "tokenizer.model",
+                    "tokenizer.model.v3",
+                    "tekken.json",
                     "tokenizer_config.json",
                     "vocab.json",
                     "vocab.txt",

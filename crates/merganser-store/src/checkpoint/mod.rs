@@ -362,7 +362,7 @@ impl Checkpoint {
                 nbytes: tensor.nbytes,
             });
         };
-        let offset = tensor.offset + byte_offset;
+        let offset = tensor.offset.saturating_add(byte_offset);
         let read = match self.strided.get(&tensor.name) {
             Some(strided) => strided.read(source, byte_offset, buf),
             None => source.read_exact_at(buf, offset),

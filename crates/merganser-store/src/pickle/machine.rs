@@ -14,8 +14,9 @@ use super::cursor::Cursor;
 use crate::dtype::Dtype;
 use crate::source::ReadAt;
 
-/// Most instructions executed. A checkpoint takes about 45 for a tensor.
-pub(super) const MAX_INSTRUCTIONS: u64 = 1 << 24;
+/// Most instructions executed. A checkpoint takes about 45 for a tensor; a hostile file can make
+/// each cost some 100 bytes of memory.
+pub(super) const MAX_INSTRUCTIONS: u64 = 1 << 23;
 
 /// A value; compound ones are numbers in the tables of the [`Machine`].
 #[derive(Debug, Clone, Copy, PartialEq)]

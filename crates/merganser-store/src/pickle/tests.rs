@@ -411,6 +411,13 @@ fn self_reference_and_depth_do_no_harm() {
 }
 
 #[test]
+fn endless_pickles_are_stopped() {
+    let code = b"N0".repeat(machine::MAX_INSTRUCTIONS as usize / 2 + 1);
+    let error = parse(&checkpoint(Pickle::new().raw(&code), &[])[..]).unwrap_err();
+    assert!(matches!(error, PickleError::TooLong(_)), "{error}");
+}
+
+#[test]
 fn archives_that_are_not_plain_checkpoints_are_refused_with_the_reason() {
     let structure = one_tensor(&F32_2X3).stop();
     let zipped = |extra: (&str, &[u8])| zip(&[("m/data.pkl", &structure), extra], Form::Plain);
