@@ -22,8 +22,8 @@ use merganser_kernels::keys::magnitude_keys;
 use crate::select::Streams;
 use crate::sparsify::{Rescale, Sparsifier, Thinned, with_scratch};
 use crate::{
-    Block, Fallback, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings, Survey, TensorGroup,
-    View,
+    Block, Fallback, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
+    Survey, TensorGroup, View,
 };
 
 /// A method of the family.
@@ -46,12 +46,22 @@ pub(crate) const LAMBDA: Parameter = Parameter::float(
 );
 
 /// `density`.
-pub(crate) const DENSITY: Parameter =
-    Parameter::float("density", Scope::PerInput, (0.0, 1.0), 1.0, "share of the task vector that is kept");
+pub(crate) const DENSITY: Parameter = Parameter::float(
+    "density",
+    Scope::PerInput,
+    (0.0, 1.0),
+    1.0,
+    "share of the task vector that is kept",
+);
 
 /// `gamma`.
-pub(crate) const GAMMA: Parameter =
-    Parameter::float("gamma", Scope::PerInput, (0.0, 1.0), 0.01, "share of the largest elements that is dropped");
+pub(crate) const GAMMA: Parameter = Parameter::float(
+    "gamma",
+    Scope::PerInput,
+    (0.0, 1.0),
+    0.01,
+    "share of the largest elements that is dropped",
+);
 
 /// `epsilon` of DELLA.
 pub(crate) const EPSILON: Parameter = Parameter::float(
@@ -63,8 +73,11 @@ pub(crate) const EPSILON: Parameter = Parameter::float(
 );
 
 /// `int8_mask`, which only chose the type of a temporary.
-pub(crate) const INT8_MASK: Parameter =
-    Parameter::flag("int8_mask", false, "accepted for old recipes; has no effect on the result");
+pub(crate) const INT8_MASK: Parameter = Parameter::flag(
+    "int8_mask",
+    false,
+    "accepted for old recipes; has no effect on the result",
+);
 
 /// `rescale`.
 pub(crate) const fn rescale(default: &'static str) -> Parameter {
@@ -114,9 +127,26 @@ pub(crate) const fn scope(default: &'static str) -> Parameter {
     )
 }
 
-/// Survey: the magnitude key from which the task vector of a model is kept.
-fn cut_name(model: &str) -> String {
-    format!("cut {model}")
+/// The inputs besides the base, each with the name under which the survey knows the threshold of its model: the key of
+/// the least magnitude that is kept. A label that occurs again gets a number.
+fn cut_names(group: &TensorGroup<'_>) -> Vec<(usize, String)> {
+    let others = group.others();
+    let label = |i: usize| group.inputs[i].model;
+    let name = |(at, i): (usize, &usize)| {
+        let earlier = others[..at]
+            .iter()
+            .filter(|j| label(**j) == label(*i))
+            .count();
+        (
+            *i,
+            if earlier == 0 {
+                format!("cut {}", label(*i))
+            } else {
+                format!("cut {} #{}", label(*i), earlier + 1)
+            },
+        )
+    };
+    others.iter().enumerate().map(name).collect()
 }
 
 /// Survey: elements with positive votes less those with negative ones.
@@ -131,7 +161,9 @@ fn asks_majority(settings: &Settings) -> bool {
 }
 
 fn is_thinned(settings: &Settings) -> bool {
-    (0..settings.inputs.len()).filter_map(|i| settings.input_float(i, "density")).any(|density| density < 1.0)
+    (0..settings.inputs.len())
+        .filter_map(|i| settings.input_float(i, "density"))
+        .any(|density| density < 1.0)
 }
 
 impl Method for TaskVectors {
@@ -139,13 +171,20 @@ impl Method for TaskVectors {
         self.info
     }
 
-    fn check(&self, _shape: &[usize], _base: Option<usize>, settings: &Settings) -> Result<(), String> {
+    fn check(
+        &self,
+        _shape: &[usize],
+        _base: Option<usize>,
+        settings: &Settings,
+    ) -> Result<(), String> {
         if self.sparsifier != Sparsifier::Rank {
             return Ok(());
         }
         for i in 0..settings.inputs.len() {
-            let (Some(density), Some(epsilon)) = (settings.input_float(i, "density"), settings.input_float(i, "epsilon"))
-            else {
+            let (Some(density), Some(epsilon)) = (
+                settings.input_float(i, "density"),
+                settings.input_float(i, "epsilon"),
+            ) else {
                 continue;
             };
             if density < 1.0 && (density - epsilon <= 0.0 || density + epsilon >= 1.0) {
@@ -168,27 +207,36 @@ impl Method for TaskVectors {
         let groups: Vec<&TensorGroup<'_>> = groups.iter().collect();
         let mut survey = Survey::default();
         for (model, key) in model_cuts(&groups)? {
-            survey.numbers.insert(cut_name(model), vec![f64::from(key)]);
+            survey.numbers.insert(model, vec![f64::from(key)]);
         }
         if groups.iter().any(|group| asks_majority(group.settings)) {
             let mut balance = 0;
             for group in groups {
                 balance += sign_balance(group, &surveyed(self.info.name, group, &survey)?)?;
             }
-            survey.numbers.insert(BALANCE.to_owned(), vec![balance as f64]);
+            survey
+                .numbers
+                .insert(BALANCE.to_owned(), vec![balance as f64]);
         }
         Ok(survey)
     }
 
     fn passes(&self, settings: &Settings) -> u32 {
         let thinned = self.sparsifier != Sparsifier::None && is_thinned(settings);
-        let selects = matches!(self.sparsifier, Sparsifier::Magnitude | Sparsifier::Outliers);
+        let selects = matches!(
+            self.sparsifier,
+            Sparsifier::Magnitude | Sparsifier::Outliers
+        );
         1 + u32::from(thinned && selects)
             + u32::from(thinned && Rescale::of(settings) == Rescale::L1)
             + u32::from(self.elects && asks_majority(settings))
     }
 
-    fn prepare<'a>(&self, group: &'a TensorGroup<'a>, survey: &'a Survey) -> Result<Program<'a>, MethodError> {
+    fn prepare<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        survey: &'a Survey,
+    ) -> Result<Program<'a>, MethodError> {
         let settings = group.settings;
         let thinned = if self.needs_survey(settings) {
             surveyed(self.info.name, group, survey)?
@@ -202,7 +250,12 @@ impl Method for TaskVectors {
         let zero_sum = match (asks_majority(settings), is_model_scope(settings)) {
             (false, _) => ZeroSum::Positive,
             (true, false) => ZeroSum::Majority(sign_balance(group, &thinned)? as f32),
-            (true, true) => ZeroSum::Majority(survey.get(BALANCE).first().map_or(0.0, |balance| *balance as f32)),
+            (true, true) => ZeroSum::Majority(
+                survey
+                    .get(BALANCE)
+                    .first()
+                    .map_or(0.0, |balance| *balance as f32),
+            ),
         };
         Ok(elect_program(thinned, &weights, settings, zero_sum))
     }
@@ -215,11 +268,18 @@ fn rounded(x: f64) -> f64 {
 
 fn sum_program<'a>(thinned: Thinned<'a>, weights: &[f64], settings: &Settings) -> Program<'a> {
     let total: f64 = weights.iter().sum();
-    let divisor = if settings.flag("normalize") && total.abs() >= 1e-8 { total } else { 1.0 };
+    let divisor = if settings.flag("normalize") && total.abs() >= 1e-8 {
+        total
+    } else {
+        1.0
+    };
     let lambda = settings.float("lambda");
     let factors = thinned.factors.iter();
-    let weights: Vec<f32> =
-        weights.iter().zip(factors).map(|(w, f)| (lambda / divisor * w * f64::from(*f)) as f32).collect();
+    let weights: Vec<f32> = weights
+        .iter()
+        .zip(factors)
+        .map(|(w, f)| (lambda / divisor * w * f64::from(*f)) as f32)
+        .collect();
     let grain = thinned.grain();
     let combine = move |block: &Block<'_>, out: &mut [f32]| {
         let deltas = block.others();
@@ -231,10 +291,18 @@ fn sum_program<'a>(thinned: Thinned<'a>, weights: &[f64], settings: &Settings) -
             });
         }
     };
-    Program { grain, ..Program::deltas(combine) }
+    Program {
+        grain,
+        ..Program::deltas(combine)
+    }
 }
 
-fn elect_program<'a>(thinned: Thinned<'a>, weights: &[f64], settings: &Settings, zero_sum: ZeroSum) -> Program<'a> {
+fn elect_program<'a>(
+    thinned: Thinned<'a>,
+    weights: &[f64],
+    settings: &Settings,
+    zero_sum: ZeroSum,
+) -> Program<'a> {
     let options = MergeOptions {
         election: election(settings),
         aggregate: match (settings.text("aggregate"), settings.flag("normalize")) {
@@ -249,18 +317,38 @@ fn elect_program<'a>(thinned: Thinned<'a>, weights: &[f64], settings: &Settings,
     let grain = thinned.grain();
     let combine = move |block: &Block<'_>, out: &mut [f32]| {
         with_trimmed(&thinned, block, |deltas, cuts| {
-            elect::disjoint_merge(out, block.base(), deltas, cuts, &thinned.factors, &weights, &options);
+            elect::disjoint_merge(
+                out,
+                block.base(),
+                deltas,
+                cuts,
+                &thinned.factors,
+                &weights,
+                &options,
+            );
         });
     };
-    Program { grain, ..Program::deltas(combine) }
+    Program {
+        grain,
+        ..Program::deltas(combine)
+    }
 }
 
 fn election(settings: &Settings) -> Election {
-    if settings.text("election") == Some("count") { Election::Count } else { Election::Sum }
+    if settings.text("election") == Some("count") {
+        Election::Count
+    } else {
+        Election::Sum
+    }
 }
 
 /// Shows the kept parts of the task vectors.
-fn with_kept(thinned: &Thinned<'_>, block: &Block<'_>, deltas: &[&[f32]], work: impl FnOnce(&[&[f32]])) {
+fn with_kept(
+    thinned: &Thinned<'_>,
+    block: &Block<'_>,
+    deltas: &[&[f32]],
+    work: impl FnOnce(&[&[f32]]),
+) {
     with_scratch(deltas.len(), block.len(), |kept| {
         for (task, (kept, delta)) in kept.iter_mut().zip(deltas).enumerate() {
             thinned.apply(block, task, delta, kept);
@@ -270,7 +358,11 @@ fn with_kept(thinned: &Thinned<'_>, block: &Block<'_>, deltas: &[&[f32]], work: 
 }
 
 /// Shows the task vectors with cuts where cuts describe what is kept, or else their kept parts.
-fn with_trimmed(thinned: &Thinned<'_>, block: &Block<'_>, work: impl FnOnce(&[&[f32]], Option<&[u32]>)) {
+fn with_trimmed(
+    thinned: &Thinned<'_>,
+    block: &Block<'_>,
+    work: impl FnOnce(&[&[f32]], Option<&[u32]>),
+) {
     let deltas = block.others();
     if thinned.is_whole() {
         work(&deltas, None);
@@ -283,40 +375,56 @@ fn with_trimmed(thinned: &Thinned<'_>, block: &Block<'_>, work: impl FnOnce(&[&[
 
 /// The elements of one tensor with positive votes, less those with negative ones.
 fn sign_balance(group: &TensorGroup<'_>, thinned: &Thinned<'_>) -> Result<i64, MethodError> {
-    let weights: Vec<f32> = group.other_floats("weight").iter().map(|w| *w as f32).collect();
+    let weights: Vec<f32> = group
+        .other_floats("weight")
+        .iter()
+        .map(|w| *w as f32)
+        .collect();
     let election = election(group.settings);
-    let chunks = group.scan(thinned.grain(), View::Deltas, |_| 0i64, |balance, block| {
-        with_trimmed(thinned, block, |deltas, cuts| {
-            *balance += elect::sign_balance(deltas, cuts, &thinned.factors, &weights, election);
-        });
-    })?;
+    let chunks = group.scan(
+        thinned.grain(),
+        View::Deltas,
+        |_| 0i64,
+        |balance, block| {
+            with_trimmed(thinned, block, |deltas, cuts| {
+                *balance += elect::sign_balance(deltas, cuts, &thinned.factors, &weights, election);
+            });
+        },
+    )?;
     Ok(chunks.into_iter().sum())
 }
 
 /// The models of the groups besides the base, with the key from which their task vector is kept: that of the
 /// (d − ⌊ρd⌋)-th smallest of d magnitudes, all ties included, as in the code of the TIES paper; everything if ⌊ρd⌋ = d,
 /// nothing if ρ = 0. Where the density differs from tensor to tensor, ⌊ρd⌋ is the sum of their shares.
-fn model_cuts<'g>(groups: &[&'g TensorGroup<'g>]) -> Result<Vec<(&'g str, u32)>, MethodError> {
-    let mut models: Vec<&str> = Vec::new();
+fn model_cuts(groups: &[&TensorGroup<'_>]) -> Result<Vec<(String, u32)>, MethodError> {
+    let names: Vec<Vec<(usize, String)>> = groups.iter().map(|group| cut_names(group)).collect();
     // For every model: elements by density, in bits so that equal densities meet.
-    let mut elements: Vec<BTreeMap<u64, u64>> = Vec::new();
-    for group in groups {
-        for i in group.others() {
-            let model = group.inputs[i].model;
-            let at = models.iter().position(|other| *other == model).unwrap_or_else(|| {
-                models.push(model);
-                elements.push(BTreeMap::new());
-                models.len() - 1
-            });
-            let density = group.settings.input_float(i, "density").unwrap_or(1.0);
-            *elements[at].entry(density.to_bits()).or_default() += group.elements() as u64;
+    let mut models: Vec<(&str, BTreeMap<u64, u64>)> = Vec::new();
+    for (group, names) in groups.iter().zip(&names) {
+        for (i, name) in names {
+            let at = models
+                .iter()
+                .position(|(other, _)| other == name)
+                .unwrap_or_else(|| {
+                    models.push((name, BTreeMap::new()));
+                    models.len() - 1
+                });
+            let density = group.settings.input_float(*i, "density").unwrap_or(1.0);
+            *models[at].1.entry(density.to_bits()).or_default() += group.elements() as u64;
         }
     }
-    let mut cuts: Vec<(&str, u32)> = models.iter().map(|model| (*model, 0)).collect();
+    let mut cuts: Vec<(String, u32)> = models
+        .iter()
+        .map(|(name, _)| ((*name).to_owned(), 0))
+        .collect();
     let (mut streams, mut lens, mut ranks) = (Vec::new(), Vec::new(), Vec::new());
-    for (at, elements) in elements.iter().enumerate() {
+    for (at, (_, elements)) in models.iter().enumerate() {
         let len: u64 = elements.values().sum();
-        let kept: f64 = elements.iter().map(|(density, n)| f64::from_bits(*density) * *n as f64).sum();
+        let kept: f64 = elements
+            .iter()
+            .map(|(density, n)| f64::from_bits(*density) * *n as f64)
+            .sum();
         if kept <= 0.0 {
             cuts[at].1 = u32::MAX;
         } else if (kept as u64) < len {
@@ -327,10 +435,9 @@ fn model_cuts<'g>(groups: &[&'g TensorGroup<'g>]) -> Result<Vec<(&'g str, u32)>,
     }
     let keys = |g: usize, block: &Block<'_>, keys: &mut [Vec<u32>]| {
         for (keys, at) in keys.iter_mut().zip(&streams) {
-            let group = groups[g];
-            if let Some(i) = group.others().into_iter().find(|i| group.inputs[*i].model == models[*at]) {
+            if let Some((i, _)) = names[g].iter().find(|(_, name)| name == models[*at].0) {
                 keys.resize(block.len(), 0);
-                magnitude_keys(keys, block.input(i));
+                magnitude_keys(keys, block.input(*i));
             }
         }
     };
@@ -344,16 +451,29 @@ fn model_cuts<'g>(groups: &[&'g TensorGroup<'g>]) -> Result<Vec<(&'g str, u32)>,
 }
 
 /// The task vectors of a group cut where the survey says.
-fn surveyed<'a>(method: &'static str, group: &'a TensorGroup<'a>, survey: &Survey) -> Result<Thinned<'a>, MethodError> {
-    let cut = |i: usize| {
-        let model = group.inputs[i].model;
+fn surveyed<'a>(
+    method: &'static str,
+    group: &'a TensorGroup<'a>,
+    survey: &Survey,
+) -> Result<Thinned<'a>, MethodError> {
+    let cut = |(i, name): (usize, String)| {
         let missing = || MethodError::Undefined {
             method,
             tensor: group.name.to_owned(),
-            reason: format!("the survey of the whole model has no threshold for {model}; take it over all tensors first"),
+            reason: format!(
+                "the survey of the whole model has no threshold for {}; take it over all tensors first",
+                group.inputs[i].model
+            ),
         };
-        survey.get(&cut_name(model)).first().map(|key| *key as u32).ok_or_else(missing)
+        survey
+            .get(&name)
+            .first()
+            .map(|key| *key as u32)
+            .ok_or_else(missing)
     };
-    let cuts: Vec<u32> = group.others().into_iter().map(cut).collect::<Result<_, _>>()?;
+    let cuts: Vec<u32> = cut_names(group)
+        .into_iter()
+        .map(cut)
+        .collect::<Result<_, _>>()?;
     Thinned::at_keys(group, &cuts, Rescale::of(group.settings))
 }
