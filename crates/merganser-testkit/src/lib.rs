@@ -4,6 +4,7 @@
 //! Everything panics with the file or the tensor at fault instead of returning errors, because the only caller is a
 //! test, and a test has nothing better to do with an error.
 
+pub mod bundled;
 pub mod checkpoint;
 pub mod compare;
 pub mod float;
