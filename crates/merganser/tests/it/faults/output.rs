@@ -1,0 +1,118 @@
+//! What may happen to an output folder that holds something already.
+
+use std::fs;
+
+use insta::assert_snapshot;
+
+use super::{Place, copy_of};
+use crate::models::{assert_same, bytes, copy, input, names};
+use crate::program;
+
+/// Where the golden inputs are, without a path in the recipe: models `base` and `ft1`, three files each.
+fn place() -> Place {
+    let place = Place::new();
+    copy(&input("llama-base"), &place.join("base"));
+    copy(&input("llama-ft1"), &place.join("ft1"));
+    place
+}
+
+#[test]
+fn a_model_in_the_output_folder_is_not_touched() {
+    let place = place();
+    copy(&input("llama-ft2"), &place.join("out"));
+    let before = bytes(&place.join("out"));
+    let run = place.merge(&copy_of("./base"), &[]).failed();
+    assert_snapshot!(run.said(place.path()));
+    assert_same(&before, &bytes(&place.join("out")), "the former model");
+    assert!(!names(&place.join("out")).contains(&".partial-merganser".to_owned()));
+}
+
+#[test]
+fn any_other_file_in_the_output_folder_counts_too() {
+    let place = place();
+    place.write("out/thesis.txt", "years of work");
+    place.merge(&copy_of("./base"), &[]).failed();
+    assert_eq!(names(&place.join("out")), ["thesis.txt"]);
+}
+
+#[test]
+fn the_output_cannot_be_a_file() {
+    let place = place();
+    place.write("out", "a file");
+    let run = place.merge(&copy_of("./base"), &[]).failed();
+    assert_snapshot!(run.said(place.path()));
+    assert_eq!(fs::read(place.join("out")).expect("the file"), b"a file");
+}
+
+#[test]
+fn overwriting_leaves_no_shard_of_the_former_model() {
+    let place = place();
+    copy(&input("llama-ft3-sharded"), &place.join("out"));
+    place.write("out/thesis.txt", "years of work");
+    place.merge(&copy_of("./base"), &["--overwrite"]).done();
+    let left = names(&place.join("out"));
+    assert!(
+        !left.iter().any(|name| name.contains("-of-") || name.contains("index")),
+        "{left:?}"
+    );
+    assert!(left.contains(&"thesis.txt".to_owned()), "{left:?}");
+    assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
+    assert_eq!(
+        bytes(&place.join("out"))["model.safetensors"].len(),
+        fs::read(place.join("base/model.safetensors")).expect("a model").len(),
+    );
+}
+
+#[test]
+fn merging_into_an_input_is_refused_or_safe() {
+    let recipe = "merge_method: linear\nmodels:\n  - model: ./base\n  - model: ./ft1\nparameters: {weight: 0.5}\n";
+    let elsewhere = place();
+    elsewhere.merge(recipe, &[]).done();
+    let expected = bytes(&elsewhere.join("out"));
+
+    let place = place();
+    let before = bytes(&place.join("base"));
+    place.write("recipe.yml", recipe);
+    let plain = program::run(place.path(), ["merge", "recipe.yml", "base"]);
+    assert_ne!(plain.code, Some(0), "an input was replaced without a word");
+    assert_same(&before, &bytes(&place.join("base")), "the input");
+
+    // With consent, either it is refused or the result is what it would be elsewhere.
+    let args = ["merge", "recipe.yml", "base", "--overwrite"];
+    let run = program::run(place.path(), args);
+    if run.code == Some(0) {
+        assert_same(&expected, &bytes(&place.join("base")), "merged in place");
+    } else {
+        assert_same(&before, &bytes(&place.join("base")), "the input");
+    }
+}
+
+#[test]
+fn two_merges_cannot_share_an_output() {
+    let place = place();
+    fs::create_dir_all(place.join("out/.partial-merganser")).expect("a folder");
+    let lock = fs::File::create(place.join("out/.partial-merganser/lock")).expect("a lock");
+    lock.lock().expect("it is ours");
+    let run = place.merge(&copy_of("./base"), &[]).failed();
+    assert_snapshot!(run.said(place.path()));
+    drop(lock);
+    place.merge(&copy_of("./base"), &[]).done();
+}
+
+#[test]
+fn there_is_nothing_to_seal_in_an_empty_folder() {
+    let place = place();
+    fs::create_dir(place.join("out")).expect("a folder");
+    let run = program::run(place.path(), ["seal", "out"]).failed();
+    assert_snapshot!(run.said(place.path()));
+}
+
+#[test]
+fn parts_of_different_merges_are_not_sealed_together() {
+    let place = place();
+    place.merge(&copy_of("./base"), &["--part", "1/2"]).done();
+    place.merge(&copy_of("./ft1"), &["--part", "2/2"]).done();
+    let run = program::run(place.path(), ["seal", "out"]).failed();
+    assert_snapshot!(run.said(place.path()));
+    assert_eq!(names(&place.join("out")), [".partial-merganser"]);
+}

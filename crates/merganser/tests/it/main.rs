@@ -1,0 +1,11 @@
+//! The program from outside: every test here starts the real binary, as a user would.
+//!
+//! One test binary for all of them, because linking takes longer than running.
+
+mod determinism;
+mod faults;
+mod golden;
+mod messages;
+mod models;
+mod program;
+mod startup;

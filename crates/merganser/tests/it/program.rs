@@ -1,0 +1,112 @@
+//! Starting the program and looking at what it says.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// What a run of the program left behind.
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The program, told nothing by the environment of whoever runs the tests.
+pub(crate) fn merganser() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_merganser"));
+    command
+        .env_remove(merganser::kernels::simd::VARIABLE)
+        .env_remove("SLURM_ARRAY_TASK_ID")
+        .env_remove("JOB_COMPLETION_INDEX")
+        .env_remove("COLUMNS")
+        .env("HF_HUB_OFFLINE", "1")
+        .env("NO_COLOR", "1");
+    command
+}
+
+/// Runs the program in the folder `dir` and waits for it.
+pub(crate) fn run<S: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = S>) -> Run {
+    let mut command = merganser();
+    command.current_dir(dir).args(args);
+    finish(command)
+}
+
+/// Runs a prepared command and waits for it. No run may ever panic or hang.
+pub(crate) fn finish(command: Command) -> Run {
+    let line = format!("{command:?}");
+    let output = assert_cmd::Command::from_std(command)
+        .timeout(Duration::from_mins(2))
+        .output()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    let run = Run {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),
+        stderr: String::from_utf8(output.stderr).expect("stderr is UTF-8"),
+    };
+    assert!(
+        !run.stderr.contains("panicked at"),
+        "{line} panicked:\n{}",
+        run.stderr
+    );
+    run
+}
+
+impl Run {
+    /// The run, which must have succeeded.
+    #[track_caller]
+    pub(crate) fn done(self) -> Self {
+        self.ended(0)
+    }
+
+    /// The run, which must have failed while it worked.
+    #[track_caller]
+    pub(crate) fn failed(self) -> Self {
+        self.ended(1)
+    }
+
+    /// The run, which must have refused its input.
+    #[track_caller]
+    pub(crate) fn refused(self) -> Self {
+        self.ended(2)
+    }
+
+    #[track_caller]
+    fn ended(self, code: i32) -> Self {
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// What was said on stderr, with the folder `dir` written as `[DIR]`, and other things that differ from run to run
+    /// taken out: fit for a snapshot.
+    pub(crate) fn said(&self, dir: &Path) -> String {
+        stable(&self.stderr, dir)
+    }
+
+    /// The lines of stdout, each a JSON object.
+    #[track_caller]
+    pub(crate) fn events(&self) -> Vec<serde_json::Value> {
+        self.stdout
+            .lines()
+            .map(|line| {
+                let value: serde_json::Value = serde_json::from_str(line)
+                    .unwrap_or_else(|error| panic!("{error} in this line of stdout: {line}"));
+                assert!(value.is_object(), "no object: {line}");
+                value
+            })
+            .collect()
+    }
+}
+
+/// `text` with the folder `dir` written as `[DIR]`.
+pub(crate) fn stable(text: &str, dir: &Path) -> String {
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    text.replace(&*real.to_string_lossy(), "[DIR]")
+        .replace(&*dir.to_string_lossy(), "[DIR]")
+}
