@@ -11,8 +11,8 @@ use merganser_kernels::precision::{Precision, weighted_mean};
 use merganser_kernels::reduce;
 
 use crate::{
-    Arity, BasePolicy, Grain, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope,
-    Settings, Survey, TensorGroup, View,
+    Arity, BasePolicy, Grain, Input, Kind, Method, MethodError, MethodInfo, Parameter, Program,
+    Scope, Settings, Survey, TensorGroup, View,
 };
 
 /// See the module's documentation.
@@ -94,17 +94,17 @@ impl Method for Fisher {
     }
 
     fn survey(&self, groups: &[TensorGroup<'_>]) -> Result<Survey, MethodError> {
+        TensorGroup::check_same_models(groups, INFO.name)?;
         let mut squares: Vec<f64> = Vec::new();
         for group in groups {
-            check_companions(group)?;
             let count = group.inputs.len();
-            let parts = group.scan(
+            let parts = information(group)?.scan(
                 Grain::Elements,
                 View::Values,
                 |_| vec![0.0; count],
                 |sums, block| {
                     for (i, sum) in sums.iter_mut().enumerate() {
-                        *sum += reduce::norm_sq(block.companion(i));
+                        *sum += reduce::norm_sq(block.input(i));
                     }
                 },
             )?;
@@ -128,7 +128,7 @@ impl Method for Fisher {
         group: &'a TensorGroup<'a>,
         survey: &'a Survey,
     ) -> Result<Program<'a>, MethodError> {
-        check_companions(group)?;
+        information(group)?;
         let norms = if group.settings.flag("normalize") {
             let norms = survey.get(NORMS);
             if norms.len() < group.inputs.len() {
@@ -147,17 +147,36 @@ impl Method for Fisher {
     }
 }
 
-fn check_companions(group: &TensorGroup<'_>) -> Result<(), MethodError> {
-    match group.inputs.iter().find(|input| input.companion.is_none()) {
-        None => Ok(()),
-        Some(input) => Err(group.undefined(
-            "fisher",
+/// The Fisher tensors of `group` as a group of their own, so that they can be read without the models.
+fn information<'a>(group: &TensorGroup<'a>) -> Result<TensorGroup<'a>, MethodError> {
+    let companion = |input: &Input<'a>| match input.companion {
+        Some(source) => Ok(Input {
+            model: input.model,
+            source,
+            companion: None,
+            round_to: None,
+        }),
+        None => Err(group.undefined(
+            INFO.name,
             &format!(
                 "{} has no Fisher information for it; name its file in the parameter 'fisher'",
                 input.model
             ),
         )),
-    }
+    };
+    Ok(TensorGroup {
+        name: group.name,
+        shape: group.shape,
+        inputs: group
+            .inputs
+            .iter()
+            .map(companion)
+            .collect::<Result<_, _>>()?,
+        base: None,
+        settings: group.settings,
+        seed: group.seed,
+        allow_nonfinite: group.allow_nonfinite,
+    })
 }
 
 fn weights(settings: &Settings) -> Vec<f64> {

@@ -268,6 +268,33 @@ impl TensorGroup<'_> {
         Ok(self.settings.int("task") as usize)
     }
 
+    /// Refuses `groups` that are not all merged from the same models in the same order, which numbers taken for each
+    /// model over all tensors need.
+    pub(crate) fn check_same_models(
+        groups: &[TensorGroup<'_>],
+        method: &'static str,
+    ) -> Result<(), MethodError> {
+        let models = |group: &TensorGroup<'_>| -> Vec<String> {
+            group
+                .inputs
+                .iter()
+                .map(|input| input.model.to_owned())
+                .collect()
+        };
+        let expected = groups.first().map(models).unwrap_or_default();
+        let odd = groups.iter().find(|group| models(group) != expected);
+        odd.map_or(Ok(()), |group| {
+            Err(group.undefined(
+                method,
+                &format!(
+                    "it is merged from {}, other tensors from {}; one number a model needs the same models everywhere",
+                    models(group).join(", "),
+                    expected.join(", "),
+                ),
+            ))
+        })
+    }
+
     /// The error that `method` cannot merge this tensor.
     pub(crate) fn undefined(&self, method: &'static str, reason: &str) -> MethodError {
         MethodError::Undefined {

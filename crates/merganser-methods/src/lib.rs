@@ -54,7 +54,7 @@ pub use group::{
 pub use memory::Memory;
 pub use merganser_kernels::convert::Float;
 pub use method::{
-    Arity, BasePolicy, Combine, Fallback, Kind, Method, MethodInfo, Parameter, Program, Scope,
+    Arity, BasePolicy, Combine, Extra, Fallback, Kind, Method, MethodInfo, Parameter, Program, Scope,
     Survey,
 };
 pub use registry::{find, registry};

@@ -45,6 +45,28 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// What is stored beside the merged model, so that more can be made of it later: the same for every tensor of
+    /// a merge of `tasks` models besides the base. The survey is taken whenever there is something.
+    fn extras(&self, settings: &Settings, tasks: usize) -> Vec<Extra> {
+        let _ = (settings, tasks);
+        Vec::new()
+    }
+
+    /// The function that makes entry `number` of [`Method::extras`] for one tensor.
+    ///
+    /// # Errors
+    /// If there is no such entry.
+    fn extra<'a>(
+        &self,
+        group: &'a TensorGroup<'a>,
+        number: usize,
+    ) -> Result<Program<'a>, MethodError> {
+        Err(group.undefined(
+            self.info().name,
+            &format!("it stores nothing called number {number} beside the model"),
+        ))
+    }
+
     /// The coarsest grain any scan of the method uses: it bounds the memory a thread needs.
     fn grain(&self, settings: &Settings) -> Grain {
         let _ = settings;
@@ -66,6 +88,15 @@ pub trait Method: Send + Sync {
         group: &'a TensorGroup<'a>,
         survey: &'a Survey,
     ) -> Result<Program<'a>, MethodError>;
+}
+
+/// One kind of tensor that is stored beside the merged model, once for every merged tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extra {
+    /// What stands before the tensor's name, without the slash between them.
+    pub prefix: String,
+    /// Stored as one bit an element; else in the type of the merged tensor.
+    pub bits: bool,
 }
 
 /// How one output tensor is made once its statistics are known.

@@ -543,6 +543,35 @@ fn refusals_say_what_to_do() {
     );
 }
 
+/// One number a model means nothing if tensors come from different models.
+#[test]
+fn surveys_need_the_same_models_everywhere() {
+    for merge in [
+        Merge::new("emr", 2, Some(0)).set("output", "task"),
+        Merge::new("fisher", 2, None),
+    ] {
+        let x = [vec![1.0], vec![2.0]];
+        let merge = merge
+            .tensor_with("x", &[1], &x, &x)
+            .tensor_with("y", &[1], &x, &x);
+        merge.with_groups(|groups| merge.method.survey(groups).expect("the same models"));
+        let reason = merge.with_groups_changed(
+            |groups| groups[1].inputs[1].model = "another",
+            |groups| {
+                merge
+                    .method
+                    .survey(groups)
+                    .expect_err("other models")
+                    .to_string()
+            },
+        );
+        assert!(
+            reason.contains("'y'") && reason.contains("another"),
+            "{reason}"
+        );
+    }
+}
+
 /// Models in another order give the same result up to rounding.
 fn assert_order_does_not_matter(method: &str, models: &[Vec<f32>]) {
     let len = models[0].len();

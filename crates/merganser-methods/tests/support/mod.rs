@@ -10,10 +10,10 @@ use merganser_methods::{
 };
 
 /// A merge of models in memory; the tensors of all models have the same names.
-pub struct Merge {
-    pub method: &'static dyn Method,
-    pub settings: Settings,
-    pub base: Option<usize>,
+pub(crate) struct Merge {
+    pub(crate) method: &'static dyn Method,
+    pub(crate) settings: Settings,
+    pub(crate) base: Option<usize>,
     tensors: Vec<Tensor>,
 }
 
@@ -26,7 +26,7 @@ struct Tensor {
 
 impl Merge {
     /// A merge of `models` models, of which number `base` is the base, all parameters at their defaults.
-    pub fn new(method: &str, models: usize, base: Option<usize>) -> Self {
+    pub(crate) fn new(method: &str, models: usize, base: Option<usize>) -> Self {
         let method = find(method).unwrap_or_else(|| panic!("no method {method}"));
         let info = method.info();
         let mut settings = Settings {
@@ -56,21 +56,21 @@ impl Merge {
     }
 
     /// Sets a shared parameter, which must exist and hold a value of its kind.
-    pub fn set(mut self, name: &str, value: impl Into<Setting>) -> Self {
+    pub(crate) fn set(mut self, name: &str, value: impl Into<Setting>) -> Self {
         let name = self.parameter(name, Scope::Shared, &value.into());
         self.settings.shared.insert(name.0, name.1);
         self
     }
 
     /// Sets a parameter of input `i`.
-    pub fn set_input(mut self, i: usize, name: &str, value: impl Into<Setting>) -> Self {
+    pub(crate) fn set_input(mut self, i: usize, name: &str, value: impl Into<Setting>) -> Self {
         let (name, value) = self.parameter(name, Scope::PerInput, &value.into());
         self.settings.inputs[i].insert(name, value);
         self
     }
 
     /// Sets a parameter of every input but the base.
-    pub fn set_others<S: Into<Setting> + Copy>(mut self, name: &str, values: &[S]) -> Self {
+    pub(crate) fn set_others<S: Into<Setting> + Copy>(mut self, name: &str, values: &[S]) -> Self {
         let others: Vec<usize> = (0..self.settings.inputs.len())
             .filter(|i| Some(*i) != self.base)
             .collect();
@@ -101,12 +101,12 @@ impl Merge {
     }
 
     /// Adds a tensor: its values in every model, in f32.
-    pub fn tensor(self, name: &str, shape: &[usize], inputs: &[Vec<f32>]) -> Self {
+    pub(crate) fn tensor(self, name: &str, shape: &[usize], inputs: &[Vec<f32>]) -> Self {
         self.tensor_with(name, shape, inputs, &[])
     }
 
     /// Adds a tensor and its companions.
-    pub fn tensor_with(
+    pub(crate) fn tensor_with(
         mut self,
         name: &str,
         shape: &[usize],
@@ -138,7 +138,16 @@ impl Merge {
     }
 
     /// Shows `work` the groups of all tensors.
-    pub fn with_groups<R>(&self, work: impl FnOnce(&[TensorGroup<'_>]) -> R) -> R {
+    pub(crate) fn with_groups<R>(&self, work: impl FnOnce(&[TensorGroup<'_>]) -> R) -> R {
+        self.with_groups_changed(|_| (), work)
+    }
+
+    /// Shows `work` the groups of all tensors after a `change`.
+    pub(crate) fn with_groups_changed<R>(
+        &self,
+        change: impl FnOnce(&mut [TensorGroup<'_>]),
+        work: impl FnOnce(&[TensorGroup<'_>]) -> R,
+    ) -> R {
         let sources: Vec<(Vec<Memory<'_>>, Vec<Option<Memory<'_>>>)> = self
             .tensors
             .iter()
@@ -154,7 +163,7 @@ impl Merge {
                 (inputs.collect(), companions.collect())
             })
             .collect();
-        let groups: Vec<TensorGroup<'_>> = self
+        let mut groups: Vec<TensorGroup<'_>> = self
             .tensors
             .iter()
             .zip(&sources)
@@ -177,11 +186,12 @@ impl Merge {
                 allow_nonfinite: false,
             })
             .collect();
+        change(&mut groups);
         work(&groups)
     }
 
     /// Takes the survey if the method wants one.
-    pub fn survey(&self) -> Result<Survey, String> {
+    pub(crate) fn survey(&self) -> Result<Survey, String> {
         if !self.method.needs_survey(&self.settings) {
             return Ok(Survey::default());
         }
@@ -190,7 +200,7 @@ impl Merge {
     }
 
     /// Merges every tensor; refusals come back as text.
-    pub fn try_run(&self) -> Result<BTreeMap<String, Vec<f32>>, String> {
+    pub(crate) fn try_run(&self) -> Result<BTreeMap<String, Vec<f32>>, String> {
         let survey = self.survey()?;
         self.with_groups(|groups| {
             groups
@@ -209,21 +219,24 @@ impl Merge {
 
     /// Merges every tensor.
     #[track_caller]
-    pub fn run(&self) -> BTreeMap<String, Vec<f32>> {
+    pub(crate) fn run(&self) -> BTreeMap<String, Vec<f32>> {
         self.try_run()
             .unwrap_or_else(|error| panic!("{}: {error}", self.method.info().name))
     }
 
     /// Merges the only tensor.
     #[track_caller]
-    pub fn one(&self) -> Vec<f32> {
+    pub(crate) fn one(&self) -> Vec<f32> {
         assert_eq!(self.tensors.len(), 1, "one tensor");
         self.run().into_values().next().unwrap_or_default()
     }
 }
 
 /// Runs a program to f32.
-pub fn run_program(group: &TensorGroup<'_>, program: &Program<'_>) -> Result<Vec<f32>, String> {
+pub(crate) fn run_program(
+    group: &TensorGroup<'_>,
+    program: &Program<'_>,
+) -> Result<Vec<f32>, String> {
     let bytes = run_encoded(group, program, Encoding::Float(Float::F32))?;
     let values: Vec<f32> = bytes
         .chunks(4)
@@ -234,7 +247,7 @@ pub fn run_program(group: &TensorGroup<'_>, program: &Program<'_>) -> Result<Vec
 }
 
 /// Runs a program and joins what it writes.
-pub fn run_encoded(
+pub(crate) fn run_encoded(
     group: &TensorGroup<'_>,
     program: &Program<'_>,
     encoding: Encoding,
@@ -251,7 +264,7 @@ pub fn run_encoded(
 }
 
 /// A value of a parameter, made from what is handy in a test.
-pub struct Setting(pub Value);
+pub(crate) struct Setting(pub(crate) Value);
 
 impl From<f64> for Setting {
     fn from(x: f64) -> Self {
