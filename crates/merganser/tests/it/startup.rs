@@ -7,7 +7,12 @@ use crate::program::{finish, merganser};
 #[test]
 fn help_needs_no_files_no_home_and_no_network() {
     let nowhere = tempfile::tempdir().expect("a temporary folder");
-    for args in [&["--help"][..], &["--version"], &["methods"], &["merge", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["methods"],
+        &["merge", "--help"],
+    ] {
         let mut command = merganser();
         command.env_clear().current_dir(nowhere.path()).args(args);
         let run = finish(command).done();
@@ -22,7 +27,10 @@ fn a_reader_that_goes_away_is_no_failure() {
     use std::process::Stdio;
 
     let mut command = merganser();
-    command.args(["methods"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(["methods"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program starts");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");

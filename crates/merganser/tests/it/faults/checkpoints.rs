@@ -69,10 +69,7 @@ fn hostile_headers_are_refused() {
             "hole between tensors",
             two(tensor("a", "[1]", 0, 4), tensor("b", "[2]", 8, 16))
         ),
-        (
-            "bytes after the last tensor",
-            one(tensor("a", "[2]", 0, 8))
-        ),
+        ("bytes after the last tensor", one(tensor("a", "[2]", 0, 8))),
         (
             "the same name twice",
             two(tensor("a", "[2]", 0, 8), tensor("a", "[2]", 8, 16))

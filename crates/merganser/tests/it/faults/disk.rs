@@ -40,7 +40,11 @@ fn a_file_that_may_not_grow_fails_the_merge_and_nothing_else() {
     assert!(said.contains("model.safetensors"), "{said}");
     assert_same(&before, &bytes(&place.join("out")), "the former model");
 
-    shell(&place, "exec \"$MERGANSER\" merge recipe.yml out --overwrite").done();
+    shell(
+        &place,
+        "exec \"$MERGANSER\" merge recipe.yml out --overwrite",
+    )
+    .done();
     assert_ne!(before, bytes(&place.join("out")));
 }
 
@@ -70,7 +74,10 @@ fn a_full_disk_fails_the_merge_with_the_bytes_it_needs() {
     let said = run.said(place.path());
     assert!(said.contains("no space left"), "{said}");
     let free = |word: &str| !word.bytes().all(|byte| byte.is_ascii_digit());
-    let numbers_out: Vec<&str> = said.split(' ').map(|word| if free(word) { word } else { "N" }).collect();
+    let numbers_out: Vec<&str> = said
+        .split(' ')
+        .map(|word| if free(word) { word } else { "N" })
+        .collect();
     assert_snapshot!(numbers_out.join(" "));
     assert_same(
         &bytes(&place.join("former")),

@@ -91,7 +91,11 @@ fn a_killed_merge_leaves_nothing_visible_and_goes_on_where_it_stopped() {
     let (reused, left) = resumed(&run.stderr);
     assert!(reused >= kept.min(5), "{reused} of {kept} are kept");
     assert_eq!(reused + left, llama(256, 11, 1000).len());
-    assert_same(&bytes(&place.join("whole")), &bytes(&place.join("out")), "resumed");
+    assert_same(
+        &bytes(&place.join("whole")),
+        &bytes(&place.join("out")),
+        "resumed",
+    );
     assert!(!names(&place.join("out")).contains(&STAGING.to_owned()));
 }
 
@@ -112,7 +116,11 @@ fn a_killed_merge_leaves_the_former_model_as_it_was() {
     let run = finish(merging(&place, "out", &["--overwrite"])).done();
     assert!(resumed(&run.stderr).0 >= 5);
     finish(merging(&place, "whole", &[])).done();
-    assert_same(&bytes(&place.join("whole")), &bytes(&place.join("out")), "resumed");
+    assert_same(
+        &bytes(&place.join("whole")),
+        &bytes(&place.join("out")),
+        "resumed",
+    );
 }
 
 #[test]
@@ -120,7 +128,10 @@ fn bytes_damaged_while_nobody_looked_are_made_again() {
     let place = Place::new();
     place.write("recipe.yml", recipe());
     kill_in_the_middle(&place, &[]);
-    let staged = place.join("out").join(STAGING).join("files/model.safetensors");
+    let staged = place
+        .join("out")
+        .join(STAGING)
+        .join("files/model.safetensors");
     let mut damaged = fs::read(&staged).expect("a staged file");
     let header = u64::from_le_bytes(damaged[..8].try_into().expect("8 bytes")) as usize;
     damaged[8 + header + 100] ^= 1;
@@ -128,7 +139,11 @@ fn bytes_damaged_while_nobody_looked_are_made_again() {
 
     finish(merging(&place, "out", &[])).done();
     finish(merging(&place, "whole", &[])).done();
-    assert_same(&bytes(&place.join("whole")), &bytes(&place.join("out")), "repaired");
+    assert_same(
+        &bytes(&place.join("whole")),
+        &bytes(&place.join("out")),
+        "repaired",
+    );
 }
 
 #[test]
@@ -140,7 +155,11 @@ fn another_recipe_does_not_go_on_where_this_one_stopped() {
     let run = finish(merging(&place, "out", &[])).done();
     assert!(!run.stderr.contains("resuming"), "{}", run.stderr);
     finish(merging(&place, "whole", &[])).done();
-    assert_same(&bytes(&place.join("whole")), &bytes(&place.join("out")), "afresh");
+    assert_same(
+        &bytes(&place.join("whole")),
+        &bytes(&place.join("out")),
+        "afresh",
+    );
 }
 
 #[test]
@@ -169,7 +188,10 @@ fn at_no_moment_does_a_kill_leave_half_a_model() {
         child.wait().expect("a child");
         if out.join("config.json").exists() {
             let found = bytes(&out);
-            assert!(found == old || found == new, "a mixture, killed after {step} ms");
+            assert!(
+                found == old || found == new,
+                "a mixture, killed after {step} ms"
+            );
             seen[usize::from(found == new)] += 1;
         } else {
             seen[2] += 1;

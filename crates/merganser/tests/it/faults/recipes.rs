@@ -18,7 +18,8 @@ fn documents_that_need_each_other_are_refused() {
 fn a_document_that_needs_itself_is_refused() {
     let place = Place::new();
     assert_snapshot!(
-        place.refused("name: ouroboros\nmerge_method: passthrough\nmodels:\n  - model: ouroboros\n")
+        place
+            .refused("name: ouroboros\nmerge_method: passthrough\nmodels:\n  - model: ouroboros\n")
     );
 }
 

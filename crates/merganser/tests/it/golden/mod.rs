@@ -3,6 +3,7 @@
 //! Each case is a test of its own. A case that is not covered is listed with the reason, and a table that has forgotten
 //! a case fails.
 
+mod ambiguous;
 mod compare;
 mod statistics;
 
@@ -169,11 +170,23 @@ impl Case {
 
     /// The models the recipe names, in its order.
     fn inputs(&self) -> Vec<PathBuf> {
+        let names = self.after("./inputs/");
+        names.iter().map(|name| models::input(name)).collect()
+    }
+
+    /// The numbers that follow `key: ` in the recipe, in its order.
+    fn numbers(&self, key: &str) -> Vec<f64> {
+        let words = self.after(&format!("{key}: "));
+        words.iter().filter_map(|word| word.parse().ok()).collect()
+    }
+
+    /// The words that follow `text` in the recipe, which is simple enough not to need a parser.
+    fn after(&self, text: &str) -> Vec<String> {
         let recipe = fs::read_to_string(self.folder.join("config.yml")).expect("config.yml");
-        let names = recipe.split("./inputs/").skip(1);
-        names
-            .filter_map(|rest| rest.split_whitespace().next())
-            .map(models::input)
+        let rests = recipe.split(text).skip(1);
+        rests
+            .filter_map(|rest| rest.split([' ', ',', '}', '\n']).next())
+            .map(str::to_owned)
             .collect()
     }
 
