@@ -11,7 +11,7 @@ use merganser_store::Dtype;
 use crate::config::Config;
 use crate::layout::{self, Layout, Missing, Row, SliceScope};
 use crate::model::{Found, Inputs, Model};
-use crate::{Action, InputRef, Options, Output, Plan, digest, resolve, roles, shards};
+use crate::{Action, InputRef, Options, Output, Plan, digest, extras, resolve, roles, shards};
 
 /// How many tensors an error about tensors names.
 const NAMED: usize = 5;
@@ -46,7 +46,7 @@ pub(crate) fn plan(
     };
     planner.check_slices(&layout);
     stop_on_errors(&mut planner.errors)?;
-    let mut outputs = planner.outputs(&layout);
+    let outputs = planner.outputs(&layout);
     stop_on_errors(&mut planner.errors)?;
     if outputs.is_empty() {
         return Err(vec![
@@ -69,6 +69,7 @@ pub(crate) fn plan(
             .map_err(|error| vec![error])?,
         None => None,
     };
+    let mut outputs = extras::add(method, models, outputs, &mut planner.notes);
     let notes = planner.notes.into_iter().collect();
     let seed = options
         .seed
@@ -82,22 +83,14 @@ pub(crate) fn plan(
         seed,
         options.shard_size,
     );
-    let metadata = BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        (
-            "merganser_version".to_owned(),
-            env!("CARGO_PKG_VERSION").to_owned(),
-        ),
-        ("merganser_plan".to_owned(), digest.clone()),
-        ("merganser_inputs".to_owned(), digest::inputs(models)),
-        (
-            "merganser_recipe".to_owned(),
-            digest::text(&recipe.source.text),
-        ),
-        ("merganser_seed".to_owned(), seed.to_string()),
-    ]);
-    let shards = shards::pack(&mut outputs, options.shard_size, "model", &metadata)
-        .map_err(|error| vec![Diagnostic::error(error)])?;
+    let metadata = digest::metadata(&digest, models, &recipe.source.text, seed);
+    let shards = shards::pack(
+        &mut outputs,
+        options.shard_size,
+        method.info().name,
+        &metadata,
+    )
+    .map_err(|error| vec![Diagnostic::error(error)])?;
     Ok(Plan {
         method,
         base,
@@ -459,6 +452,7 @@ impl Planner<'_> {
                 tensor: found.name().to_owned(),
                 round_to: dtype.filter(|wanted| narrows(*own, *wanted)),
                 companion: None,
+                packed: false,
             })
             .collect();
         let new = |dtype: Dtype, action: Action| {
@@ -472,6 +466,7 @@ impl Planner<'_> {
                 offset: 0,
                 t: row.t,
                 action,
+                extra: None,
             }
         };
         if described.iter().any(|(dtype, _)| !dtype.is_float()) {

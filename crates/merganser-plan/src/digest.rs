@@ -1,5 +1,6 @@
 //! One hash for everything that decides the bytes of a merge.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use merganser_methods::Method;
@@ -50,6 +51,24 @@ pub(crate) fn of(
 pub(crate) fn inputs(models: &[Model]) -> String {
     let identities: Vec<String> = models.iter().map(Model::identity).collect();
     self::text(&identities.join("\n"))
+}
+
+/// What every output file says about its origin; `recipe` is the recipe's text.
+pub(crate) fn metadata(
+    plan: &str,
+    models: &[Model],
+    recipe: &str,
+    seed: u64,
+) -> BTreeMap<String, String> {
+    let entries = [
+        ("format", "pt".to_owned()),
+        ("merganser_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("merganser_plan", plan.to_owned()),
+        ("merganser_inputs", inputs(models)),
+        ("merganser_recipe", text(recipe)),
+        ("merganser_seed", seed.to_string()),
+    ];
+    entries.map(|(key, value)| (key.to_owned(), value)).into()
 }
 
 /// Hash of a text.

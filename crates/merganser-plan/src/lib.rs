@@ -8,9 +8,11 @@
 mod combine;
 mod config;
 mod digest;
+mod extras;
 mod layout;
 mod model;
 mod parts;
+mod rebuild;
 mod resolve;
 mod roles;
 mod shards;
@@ -24,9 +26,11 @@ use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
 pub use combine::kernel_float;
 pub use config::{Config, ConfigError};
+pub use extras::{Record, RecordedTensor};
 pub use layout::Missing;
 pub use model::{Found, Inputs, Model, Tokenizer};
 pub use parts::Part;
+pub use rebuild::Rebuild;
 pub use roles::Role;
 
 /// What a user may ask of a plan besides the recipe.
@@ -76,7 +80,7 @@ pub struct Plan {
     pub models: Vec<Model>,
     /// Index of the base model.
     pub base: Option<usize>,
-    /// Every output tensor, in write order.
+    /// Every output tensor, in write order, those beside the model included.
     pub outputs: Vec<Output>,
     /// The files they lie in.
     pub shards: Vec<Shard>,
@@ -113,9 +117,23 @@ pub struct Output {
     pub t: f64,
     /// How it is made.
     pub action: Action,
+    /// Which of the method's extras it is; `None` for a tensor of the model. Its stored shape is then
+    /// [`Output::stored_shape`].
+    pub extra: Option<usize>,
 }
 
 impl Output {
+    /// The shape it is stored in: its own, or that of its packed bits.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        match &self.action {
+            Action::Merge {
+                encoding: Encoding::Bits,
+                ..
+            } => vec![Encoding::Bits.bytes(self.elements())],
+            _ => self.shape.clone(),
+        }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -168,6 +186,8 @@ pub struct InputRef {
     pub round_to: Option<Dtype>,
     /// Index of the model whose tensor of this name goes with it (Fisher information).
     pub companion: Option<usize>,
+    /// Whether its elements are bits, eight to a byte, least significant first.
+    pub packed: bool,
 }
 
 /// One output file.
@@ -181,6 +201,8 @@ pub struct Shard {
     pub size: u64,
     /// The outputs in it, in file order.
     pub outputs: Vec<usize>,
+    /// Whether it lies beside the model rather than being part of it.
+    pub extra: bool,
 }
 
 impl Plan {
@@ -197,9 +219,14 @@ impl Plan {
         combine::plan(recipe, document, inputs, options)
     }
 
-    /// Sum of the bytes of all output tensors.
+    /// The tensors of the model, without those beside it.
+    pub fn tensors(&self) -> impl Iterator<Item = &Output> {
+        self.outputs.iter().filter(|output| output.extra.is_none())
+    }
+
+    /// Sum of the bytes of all tensors of the model.
     pub fn output_bytes(&self) -> u64 {
-        self.outputs.iter().map(|output| output.nbytes).sum()
+        self.tensors().map(|output| output.nbytes).sum()
     }
 
     /// Bytes of input tensors that one pass over the output reads.
@@ -219,7 +246,12 @@ impl Plan {
                 let size = self.models[input.model]
                     .describe(&input.tensor)
                     .map_or(0, |(dtype, _)| dtype.size());
-                (output.elements() * size) as u64
+                let units = if input.packed {
+                    output.elements().div_ceil(8)
+                } else {
+                    output.elements()
+                };
+                (units * size) as u64
             })
             .sum()
     }
@@ -262,12 +294,11 @@ impl Plan {
 
     /// The text of model.safetensors.index.json, if there is more than one shard.
     pub fn index_json(&self) -> Option<String> {
-        if self.shards.len() < 2 {
+        if self.shards.iter().filter(|shard| !shard.extra).count() < 2 {
             return None;
         }
         let weight_map: BTreeMap<&str, &str> = self
-            .outputs
-            .iter()
+            .tensors()
             .map(|output| {
                 (
                     output.name.as_str(),

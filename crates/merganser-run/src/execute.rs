@@ -94,10 +94,11 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
             .try_for_each(ShardFile::sync)?;
         work.journal.sync()?;
     }
+    let survey = std::mem::take(&mut work.survey);
     drop(work);
     match job.part {
-        None => seal::publish(plan, job.provenance, staging),
-        Some(part) => seal::mark(plan, job.provenance, &staging, part),
+        None => seal::publish(plan, job.provenance, &survey, staging),
+        Some(part) => seal::mark(plan, job.provenance, &survey, &staging, part),
     }
 }
 
@@ -239,7 +240,11 @@ impl Work<'_> {
             } => {
                 let opened = Opened::new(self.job.plan, inputs)?;
                 let group = opened.group(self.job, output, *base, settings);
-                let program = self.job.plan.method.prepare(&group, &self.survey)?;
+                let method = self.job.plan.method;
+                let program = match output.extra {
+                    None => method.prepare(&group, &self.survey)?,
+                    Some(number) => method.extra(&group, number)?,
+                };
                 let passes = u64::from(self.job.plan.passes(output));
                 let read = self.job.plan.input_bytes_of(output);
                 self.observer.event(Event::Progress {
@@ -369,7 +374,14 @@ impl<'a> Opened<'a> {
     pub(crate) fn new(plan: &'a Plan, inputs: &'a [InputRef]) -> Result<Self, RunError> {
         let sources = inputs
             .iter()
-            .map(|input| sources::open(&plan.models[input.model], &input.tensor))
+            .map(|input| {
+                let model = &plan.models[input.model];
+                if input.packed {
+                    sources::open_packed(model, &input.tensor)
+                } else {
+                    sources::open(model, &input.tensor)
+                }
+            })
             .collect::<Result<_, _>>()?;
         let companions = inputs
             .iter()

@@ -4,6 +4,8 @@
 //! offset, in parallel; a journal records finished tensors with a hash of their bytes, so that a run that was
 //! interrupted goes on where it stopped. Only when all is there are the files moved into place.
 
+pub mod compare;
+pub mod describe;
 mod error;
 mod execute;
 mod observe;

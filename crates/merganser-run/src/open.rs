@@ -1,6 +1,6 @@
 //! Opens the models a document of a recipe names: headers, configs, adapters, and no tensor data but a small sample.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,10 +21,19 @@ pub struct Opener {
     /// Cache and endpoint of the Hugging Face Hub.
     pub hub: HubOptions,
     /// Folders of documents of the same recipe that are merged already, by name.
-    pub named: std::collections::BTreeMap<String, PathBuf>,
+    pub named: BTreeMap<String, PathBuf>,
 }
 
 impl Opener {
+    /// Looks for models in the working directory, then in `recipe_dir`, then on the Hub as the environment says.
+    pub fn new(recipe_dir: Option<PathBuf>) -> Self {
+        Self {
+            recipe_dir,
+            hub: HubOptions::from_env(),
+            named: BTreeMap::new(),
+        }
+    }
+
     /// Opens every model of a document.
     ///
     /// # Errors

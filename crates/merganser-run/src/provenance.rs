@@ -102,7 +102,7 @@ pub fn card(plan: &Plan, provenance: &Provenance) -> String {
         let _ = writeln!(text, "- {}{role}", model.label);
     }
     let mut types: BTreeMap<String, usize> = BTreeMap::new();
-    for output in &plan.outputs {
+    for output in plan.tensors() {
         *types.entry(output.dtype.to_string()).or_default() += output.elements();
     }
     let types: Vec<String> = types
@@ -112,7 +112,7 @@ pub fn card(plan: &Plan, provenance: &Provenance) -> String {
     let _ = writeln!(
         text,
         "\n{} tensors; parameters by type: {}.\n",
-        plan.outputs.len(),
+        plan.tensors().count(),
         types.join(", ")
     );
     let _ = writeln!(

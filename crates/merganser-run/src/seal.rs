@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use merganser_plan::Plan;
+use merganser_methods::Survey;
+use merganser_plan::{Plan, Record};
 use merganser_store::publish::Staging;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,7 @@ struct Mark {
 pub(crate) fn mark(
     plan: &Plan,
     provenance: &Provenance,
+    survey: &Survey,
     staging: &Staging,
     (part, parts): (usize, usize),
 ) -> Result<(), RunError> {
@@ -36,7 +38,7 @@ pub(crate) fn mark(
             .iter()
             .map(|shard| (shard.file.clone(), shard.size))
             .collect(),
-        names: stage(plan, provenance, staging)?,
+        names: stage(plan, provenance, survey, staging)?,
     };
     let text = serde_json::to_string_pretty(&mark).unwrap_or_default();
     write(
@@ -116,9 +118,10 @@ fn marks(dir: &Path) -> Vec<Mark> {
 pub(crate) fn publish(
     plan: &Plan,
     provenance: &Provenance,
+    survey: &Survey,
     staging: Staging,
 ) -> Result<(), RunError> {
-    let names = stage(plan, provenance, &staging)?;
+    let names = stage(plan, provenance, survey, &staging)?;
     staging.publish(&plan.digest, &names)?;
     Ok(())
 }
@@ -127,6 +130,7 @@ pub(crate) fn publish(
 fn stage(
     plan: &Plan,
     provenance: &Provenance,
+    survey: &Survey,
     staging: &Staging,
 ) -> Result<BTreeSet<String>, RunError> {
     let dir = staging.files();
@@ -145,6 +149,9 @@ fn stage(
     }
     if let Some(index) = plan.index_json() {
         put("model.safetensors.index.json", index.as_bytes())?;
+    }
+    if let Some(record) = Record::new(plan, &survey.numbers) {
+        put(&format!("{}.json", record.method), record.text().as_bytes())?;
     }
     put("mergekit_config.yml", provenance.recipe.as_bytes())?;
     put(

@@ -35,6 +35,37 @@ impl Source for Stored<'_> {
     }
 }
 
+/// A tensor of bits, eight to a byte, least significant first: 1 where a bit is set, 0 where it is not.
+struct Packed<'a> {
+    checkpoint: &'a Checkpoint,
+    info: &'a TensorInfo,
+}
+
+impl Source for Packed<'_> {
+    fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
+        let first = range.start / 8;
+        raw.resize(range.end.div_ceil(8) - first, 0);
+        self.checkpoint.read(self.info, first as u64, raw)?;
+        Ok(())
+    }
+
+    fn decode(&self, raw: &[u8], first: usize, skip: usize, out: &mut [f32]) {
+        unpack(raw, first % 8 + skip, out);
+    }
+}
+
+/// The bits from number `start` on, as 1 and 0.
+fn unpack(raw: &[u8], start: usize, out: &mut [f32]) {
+    if start.is_multiple_of(8) {
+        let bytes = &raw[start / 8..(start + out.len()).div_ceil(8)];
+        convert::unpack_bits(bytes, out);
+    } else {
+        for (k, x) in (start..).zip(out) {
+            *x = f32::from(raw[k / 8] >> (k % 8) & 1);
+        }
+    }
+}
+
 /// A weight and the low-rank update of an adapter: W + Σ_k c_k r_k, one row at a time.
 struct Adapted<'a> {
     weight: Box<dyn Source + 'a>,
@@ -107,6 +138,24 @@ pub(crate) fn open<'a>(model: &'a Model, tensor: &str) -> Result<Box<dyn Source 
         tensor: tensor.to_owned(),
         model: model.label.clone(),
     })
+}
+
+/// Opens the stream of a tensor of bits.
+///
+/// # Errors
+/// If the model has no such tensor.
+pub(crate) fn open_packed<'a>(
+    model: &'a Model,
+    tensor: &str,
+) -> Result<Box<dyn Source + 'a>, RunError> {
+    let info = model.info(tensor).ok_or_else(|| RunError::Vanished {
+        tensor: tensor.to_owned(),
+        model: model.label.clone(),
+    })?;
+    Ok(Box::new(Packed {
+        checkpoint: &model.checkpoint,
+        info,
+    }))
 }
 
 fn apply<'a>(
@@ -194,4 +243,23 @@ fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns)
         .flat_map(|j| (0..rows).map(move |i| matrix[i * columns + j]))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_found_wherever_a_range_starts() {
+        let raw = [0b1010_0110, 0b0000_0001, 0b1111_1111];
+        let bit = |k: usize| f32::from(raw[k / 8] >> (k % 8) & 1);
+        for start in 0..24 {
+            for end in start..=24 {
+                let mut out = vec![-1.0; end - start];
+                unpack(&raw, start, &mut out);
+                let expected: Vec<f32> = (start..end).map(bit).collect();
+                assert_eq!(out, expected, "{start}..{end}");
+            }
+        }
+    }
 }

@@ -15,7 +15,9 @@ pub(crate) fn take(
 ) -> Result<Survey, RunError> {
     let plan = job.plan;
     let wanted = plan.outputs.iter().any(|output| match &output.action {
-        Action::Merge { settings, .. } => plan.method.needs_survey(settings),
+        Action::Merge { settings, .. } => {
+            output.extra.is_some() || plan.method.needs_survey(settings)
+        }
         _ => false,
     });
     if !wanted {
@@ -32,7 +34,7 @@ pub(crate) fn take(
     }
     observer.event(Event::Survey);
     let mut opened = Vec::new();
-    for output in &plan.outputs {
+    for output in plan.tensors() {
         if let Action::Merge {
             inputs,
             base,

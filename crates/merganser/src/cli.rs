@@ -252,6 +252,9 @@ pub(crate) struct Methods {
 
 /// Rebuild the model of one task from an EMR merge.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser rebuild merged/ --task 0 math/            the first model of the recipe besides the base\n  merganser rebuild merged/ --task org/math math/     the same, by its name in the recipe\n\nMERGED is the folder of a merge by `merge_method: emr`, which leaves emr.safetensors and emr.json there."
+)]
 pub(crate) struct Rebuild {
     /// The folder an `emr` recipe was merged into
     pub(crate) merged: PathBuf,
@@ -260,6 +263,9 @@ pub(crate) struct Rebuild {
     pub(crate) task: String,
     /// The folder for the rebuilt model
     pub(crate) out: PathBuf,
+    /// The base model [default: where the recipe had it]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<String>,
     /// Replace a model that is already in OUT
     #[arg(long)]
     pub(crate) overwrite: bool,

@@ -18,7 +18,9 @@ pub use merganser_recipe as recipe;
 pub use merganser_run as run;
 pub use merganser_store as store;
 
+mod rebuild;
 mod workflow;
 
 pub use merganser_run::{Event, Observer, Quiet, seal};
+pub use rebuild::rebuild;
 pub use workflow::{Failure, MergeOptions, Planned, merge_recipe, plan_recipe};

@@ -100,7 +100,7 @@ fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
         text,
         "writes    {} tensors, {} in {shards} file{}",
         plan.outputs.len(),
-        human(plan.output_bytes()),
+        human(written(plan)),
         if shards == 1 { "" } else { "s" }
     );
     let _ = writeln!(
@@ -149,9 +149,14 @@ fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
         for (i, part) in plan.parts(usize::from(parts)).iter().enumerate() {
             let _ = writeln!(
                 text,
-                "  {:>4}/{parts}  {:>2} files  {}",
+                "  {:>4}/{parts}  {:>2} {}  {}",
                 i + 1,
                 part.shards.len(),
+                if part.shards.len() == 1 {
+                    "file "
+                } else {
+                    "files"
+                },
                 human(part.cost)
             );
         }
@@ -165,8 +170,14 @@ fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
     text
 }
 
+/// Bytes of all tensors, those beside the model included.
+fn written(plan: &Planned) -> u64 {
+    plan.outputs.iter().map(|output| output.nbytes).sum()
+}
+
 fn action(plan: &Planned, tensor: &Tensor) -> &'static str {
     match &tensor.action {
+        _ if tensor.extra.is_some() => "stored beside the model",
         Action::Copy(_) => "copied",
         Action::Cast { .. } => "converted",
         Action::Identical(_) => "compared and copied",
@@ -224,7 +235,7 @@ fn as_json(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
             };
             json!({
                 "name": tensor.name,
-                "shape": tensor.shape,
+                "shape": tensor.stored_shape(),
                 "dtype": tensor.dtype.to_string(),
                 "bytes": tensor.nbytes,
                 "file": plan.shards[tensor.shard].file,
@@ -244,7 +255,7 @@ fn as_json(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
         "models": plan.models.iter().map(|model| model.label.as_str()).collect::<Vec<_>>(),
         "base": plan.base.map(|base| plan.models[base].label.as_str()),
         "read_bytes": plan.outputs.iter().map(|output| plan.input_bytes_of(output) * u64::from(plan.passes(output))).sum::<u64>(),
-        "write_bytes": plan.output_bytes(),
+        "write_bytes": written(plan),
         "buffer_bytes": peak(plan, threads),
         "files": plan.shards.iter().map(|shard| json!({ "name": shard.file, "size": shard.size, "tensors": shard.outputs.len() })).collect::<Vec<_>>(),
         "notes": plan.notes,
