@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use merganser::kernels::simd;
 use tempfile::TempDir;
 
 use crate::models::{self, assert_same, bytes, chunky, input, names};
-use crate::program::{finish, merganser};
+use crate::program::{finish, finished_tensors, interrupt, merganser};
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -224,30 +223,6 @@ fn a_part_may_be_killed_and_made_again() {
     }
     seal(&out);
     assert_same(&plain, &bytes(&out), "one part killed");
-}
-
-/// Starts a command and kills it once `enough` holds. Whether it was still running is for the caller to know.
-pub(crate) fn interrupt(mut command: std::process::Command, enough: impl Fn() -> bool) -> bool {
-    command.stdout(std::process::Stdio::null());
-    command.stderr(std::process::Stdio::null());
-    let mut child = command.spawn().expect("the program starts");
-    let begun = Instant::now();
-    while !enough() && begun.elapsed() < Duration::from_mins(1) {
-        if child.try_wait().expect("a child").is_some() {
-            return false;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    child.kill().expect("it can be killed");
-    let status = child.wait().expect("a child");
-    status.code().is_none()
-}
-
-/// The journal of a merge in one part, as far as it is written.
-pub(crate) fn finished_tensors(out: &Path) -> usize {
-    let journal = out.join(".partial-merganser").join("journal");
-    // The first line names the plan.
-    fs::read_to_string(journal).map_or(0, |text| text.matches('\n').count().saturating_sub(1))
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Starting the program and looking at what it says.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// What a run of the program left behind.
 pub(crate) struct Run {
@@ -50,6 +51,30 @@ pub(crate) fn finish(command: Command) -> Run {
         run.stderr
     );
     run
+}
+
+/// Starts a command and kills it once `enough` holds. Whether it was still running is for the caller to know.
+pub(crate) fn interrupt(mut command: Command, enough: impl Fn() -> bool) -> bool {
+    command.stdout(Stdio::null());
+    command.stderr(Stdio::null());
+    let mut child = command.spawn().expect("the program starts");
+    let begun = Instant::now();
+    while !enough() && begun.elapsed() < Duration::from_mins(1) {
+        if child.try_wait().expect("a child").is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    child.kill().expect("it can be killed");
+    let status = child.wait().expect("a child");
+    status.code().is_none()
+}
+
+/// The journal of a merge in one part, as far as it is written.
+pub(crate) fn finished_tensors(out: &Path) -> usize {
+    let journal = out.join(".partial-merganser").join("journal");
+    // The first line names the plan.
+    fs::read_to_string(journal).map_or(0, |text| text.matches('\n').count().saturating_sub(1))
 }
 
 impl Run {
