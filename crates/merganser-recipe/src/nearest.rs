@@ -16,28 +16,37 @@
 /// assert_eq!(nearest("banana", ["weight", "density"]), None);
 /// ```
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = fold(word);
-    let allowed = word.chars().count() / 3;
+    let plain = plain(word);
+    let american = american(&plain);
+    let allowed = american.chars().count() / 3;
+    let distance = |a: &str, b: &str| {
+        // A length difference is a lower bound of the distance, and the distance is quadratic.
+        if a.len().abs_diff(b.len()) > 4 * (allowed + 1) {
+            usize::MAX
+        } else {
+            strsim::damerau_levenshtein(a, b)
+        }
+    };
     candidates
         .into_iter()
         .map(|candidate| {
-            let folded = fold(candidate);
-            // A length difference is a lower bound of the distance, and the distance is quadratic.
-            let gap = folded.len().abs_diff(word.len());
-            let distance = if gap > 4 * (allowed + 1) {
-                usize::MAX
-            } else {
-                strsim::damerau_levenshtein(&word, &folded)
-            };
-            (distance, candidate)
+            let other = self::plain(candidate);
+            // Also as it is written: not every `ise` is British, `tise` is `ties`.
+            let as_written = distance(&plain, &other);
+            let as_meant = distance(&american, &self::american(&other));
+            (as_written.min(as_meant), candidate)
         })
         .filter(|&(distance, _)| distance <= allowed)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
 
-fn fold(word: &str) -> String {
-    let mut folded = word.to_lowercase().replace(['-', ' '], "_");
+fn plain(word: &str) -> String {
+    word.to_lowercase().replace(['-', ' '], "_")
+}
+
+fn american(word: &str) -> String {
+    let mut folded = word.to_owned();
     for (british, american) in [
         ("isation", "ization"),
         ("ise", "ize"),
@@ -85,6 +94,7 @@ mod tests {
             nearest("normalise_weights", ["normalize", "normalize_weights"]),
             Some("normalize_weights")
         );
+        assert_eq!(nearest("tise", ["slerp", "ties"]), Some("ties"));
     }
 
     proptest! {
