@@ -42,7 +42,7 @@ impl Models {
         let head = format!("merge_method: {method}\nseed: 11\nbase_model: {base}\nmodels:\n");
         match method {
             "linear" => format!(
-                "merge_method: linear\nmodels:\n  - {{model: {first}, parameters: {{weight: 0.3}}}}\n  - {{model: {second}, parameters: {{weight: [0.9, 0.1]}}}}\n"
+                "merge_method: linear\nseed: 11\nmodels:\n  - {{model: {first}, parameters: {{weight: 0.3}}}}\n  - {{model: {second}, parameters: {{weight: [0.9, 0.1]}}}}\n"
             ),
             "slerp" => format!(
                 "{head}  - {{model: {base}}}\n  - {{model: {first}}}\nparameters: {{t: 0.4}}\n"
