@@ -2,6 +2,7 @@
 //!
 //! Every message is a snapshot, so that a change of wording is seen and read before it is released.
 
+use std::fmt::Write;
 use std::fs;
 
 use insta::assert_snapshot;
@@ -230,7 +231,8 @@ fn options_that_make_no_sense() {
     ] {
         let (folder, run) = merge(recipe, options);
         let run = run.refused();
-        text += &format!("## {}\n{}\n", options.join(" "), run.said(folder.path()));
+        let said = run.said(folder.path());
+        let _ = writeln!(text, "## {}\n{said}", options.join(" "));
     }
     assert_snapshot!(text);
 }

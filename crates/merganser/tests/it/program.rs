@@ -37,7 +37,7 @@ pub(crate) fn run<S: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = S>
 pub(crate) fn finish(command: Command) -> Run {
     let line = format!("{command:?}");
     let output = assert_cmd::Command::from_std(command)
-        .timeout(Duration::from_mins(2))
+        .timeout(Duration::from_secs(120))
         .output()
         .unwrap_or_else(|error| panic!("{line}: {error}"));
     let run = Run {
@@ -59,7 +59,7 @@ pub(crate) fn interrupt(mut command: Command, enough: impl Fn() -> bool) -> bool
     command.stderr(Stdio::null());
     let mut child = command.spawn().expect("the program starts");
     let begun = Instant::now();
-    while !enough() && begun.elapsed() < Duration::from_mins(1) {
+    while !enough() && begun.elapsed() < Duration::from_secs(60) {
         if child.try_wait().expect("a child").is_some() {
             return false;
         }

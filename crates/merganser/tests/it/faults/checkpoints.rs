@@ -1,5 +1,6 @@
 //! Broken and hostile models: whatever a file claims, it is refused with its name and the reason.
 
+use std::fmt::Write;
 use std::fs;
 
 use insta::assert_snapshot;
@@ -32,7 +33,7 @@ fn refusals(cases: &[(&str, Vec<u8>)]) -> String {
     for (what, weights) in cases {
         let said = model(weights).refused(&copy_of("./model"));
         assert!(said.contains("model.safetensors"), "{what}: {said}");
-        text += &format!("## {what}\n{said}\n");
+        let _ = writeln!(text, "## {what}\n{said}");
     }
     text
 }
@@ -249,7 +250,7 @@ fn an_unreadable_file_is_refused() {
     let place = Place::new();
     copy(&input("llama-base"), &place.join("model"));
     let weights = place.join("model/model.safetensors");
-    fs::set_permissions(&weights, fs::Permissions::from_mode(0)).expect("permissions");
+    fs::set_permissions(&weights, fs::Permissions::from_mode(0o000)).expect("permissions");
     if fs::File::open(&weights).is_ok() {
         return; // root reads everything
     }
