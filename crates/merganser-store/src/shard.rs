@@ -75,6 +75,16 @@ impl ShardFile {
         if self.size == 0 {
             return Ok(());
         }
+        // Asked first: a reservation that fails may fill the disk for a moment, at the expense of
+        // everybody else who writes to it.
+        let free = free_space(&self.path)?;
+        if free < self.size {
+            return Err(Error::NoSpace {
+                path: self.path.clone(),
+                needed: self.size,
+                free,
+            });
+        }
         let reserved = loop {
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.size) {
                 Err(Errno::INTR) => {}
@@ -164,11 +174,16 @@ pub(crate) fn write_error(
     }
 }
 
-/// Bytes free for this user on the file system that holds `path`, which must exist.
+/// Bytes free for this user on the file system that holds `path`, which must exist; `u64::MAX` if
+/// the file system does not say.
 pub fn free_space(path: &Path) -> Result<u64> {
     let stat =
         rustix::fs::statvfs(path).map_err(|errno| Error::io("inspect", path, errno.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(if stat.f_blocks == 0 {
+        u64::MAX
+    } else {
+        stat.f_bavail.saturating_mul(stat.f_frsize)
+    })
 }
 
 #[cfg(test)]
@@ -235,18 +250,12 @@ mod tests {
     fn more_than_the_disk_holds_is_refused_at_once_with_both_numbers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let free = free_space(dir.path()).unwrap();
-        let size = free.saturating_mul(2).clamp(1 << 40, 1 << 43);
-        match ShardFile::create(&path, size) {
-            Err(Error::NoSpace { needed, .. }) => assert_eq!(needed, size),
-            // Some file systems limit the size of one file first, some cannot reserve at all.
-            Err(Error::Io {
-                doing: "reserve space for" | "resize",
-                ..
-            })
-            | Ok(_) => {}
-            Err(other) => panic!("{other}"),
-        }
+        let error = ShardFile::create(&path, u64::MAX / 2).unwrap_err();
+        assert!(
+            matches!(error, Error::NoSpace { needed, .. } if needed == u64::MAX / 2),
+            "{error}"
+        );
+        assert!(!path.exists());
         let full = write_error(
             "write",
             &path,

@@ -71,7 +71,11 @@ impl Intent {
     }
 
     fn sync(&self, folder: &Path) -> Result<()> {
-        if self.durable { sync_folder(folder) } else { Ok(()) }
+        if self.durable {
+            sync_folder(folder)
+        } else {
+            Ok(())
+        }
     }
 
     /// The intention an interrupted run left in `out`, if any.
@@ -115,7 +119,11 @@ impl Intent {
         File::create(&temporary)
             .and_then(|mut file| {
                 file.write_all(&text)?;
-                if self.durable { file.sync_all() } else { Ok(()) }
+                if self.durable {
+                    file.sync_all()
+                } else {
+                    Ok(())
+                }
             })
             .map_err(|cause| write_error("write", &temporary, text.len() as u64, cause))?;
         rename(&temporary, &path)?;
