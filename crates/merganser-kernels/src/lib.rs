@@ -28,6 +28,7 @@ pub mod keys;
 pub mod mask;
 pub mod order;
 pub mod precision;
+pub mod ranked;
 pub mod reduce;
 pub mod sparse;
 pub mod special;

@@ -8,6 +8,7 @@
 #![allow(clippy::inline_always)] // see simd.rs: inlining carries the target features
 
 use crate::keys::magnitude_key;
+use std::array::from_fn;
 
 /// Elements worked on at a time, so that what is accumulated stays in L1.
 const BLOCK: usize = 512;
@@ -49,17 +50,52 @@ kernel! {
     }
 }
 
-kernel! {
-    /// The number of keys before `keys[at]` in stable ascending order: the smaller ones, and the equal ones of lower index.
-    ///
-    /// # Panics
-    /// If there is no key `at`.
-    pub fn stable_rank(keys: &[u32], at: usize) -> u32 {
-        let key = keys[at];
-        let (before, after) = keys.split_at(at);
-        let leading: u32 = before.iter().map(|&other| u32::from(other <= key)).sum();
-        let trailing: u32 = after.iter().map(|&other| u32::from(other < key)).sum();
-        leading + trailing
+/// The variance of `N` values, around a mean taken relative to the first one: exact where all are equal.
+#[inline(always)]
+fn variance_of<const N: usize>(out: &mut [f32], xs: &[&[f32]]) {
+    let xs: [&[f32]; N] = from_fn(|i| &xs[i][..out.len()]);
+    let share = 1.0 / N as f32;
+    for (j, out) in out.iter_mut().enumerate() {
+        let first = xs[0][j];
+        let mut sum = 0.0;
+        for x in &xs[1..] {
+            sum += x[j] - first;
+        }
+        let mean = first + share * sum;
+        let mut squares = 0.0;
+        for x in xs {
+            squares += (x[j] - mean) * (x[j] - mean);
+        }
+        *out = share * squares;
+    }
+}
+
+/// As [`variance_of`], for any number of inputs.
+#[inline(always)]
+fn variance_of_many(out: &mut [f32], xs: &[&[f32]]) {
+    let (share, first) = (1.0 / xs.len() as f32, xs[0]);
+    let mut mean = [0.0f32; BLOCK];
+    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+        let range = block * BLOCK..block * BLOCK + out.len();
+        let (first, mean) = (&first[range.clone()], &mut mean[..out.len()]);
+        mean.fill(0.0);
+        for x in &xs[1..] {
+            for ((mean, &x), &first) in mean.iter_mut().zip(&x[range.clone()]).zip(first) {
+                *mean += x - first;
+            }
+        }
+        for (mean, &first) in mean.iter_mut().zip(first) {
+            *mean = first + share * *mean;
+        }
+        out.fill(0.0);
+        for x in xs {
+            for ((out, &x), &mean) in out.iter_mut().zip(&x[range.clone()]).zip(&*mean) {
+                *out += (x - mean) * (x - mean);
+            }
+        }
+        for out in out {
+            *out *= share;
+        }
     }
 }
 
@@ -69,32 +105,13 @@ kernel! {
     /// # Panics
     /// If the lengths differ.
     pub fn variance(out: &mut [f32], xs: &[&[f32]]) {
-        out.fill(0.0);
-        let Some((first, rest)) = xs.split_first() else { return };
         assert!(xs.iter().all(|x| x.len() == out.len()), "variance: lengths differ");
-        let share = 1.0 / xs.len() as f32;
-        let mut mean = [0.0f32; BLOCK];
-        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-            let range = block * BLOCK..block * BLOCK + out.len();
-            let (first, mean) = (&first[range.clone()], &mut mean[..out.len()]);
-            // Relative to the first one, so that equal inputs have that very mean.
-            mean.fill(0.0);
-            for x in rest {
-                for ((mean, &x), &first) in mean.iter_mut().zip(&x[range.clone()]).zip(first) {
-                    *mean += x - first;
-                }
-            }
-            for (mean, &first) in mean.iter_mut().zip(first) {
-                *mean = first + share * *mean;
-            }
-            for x in xs {
-                for ((out, &x), &mean) in out.iter_mut().zip(&x[range.clone()]).zip(&*mean) {
-                    *out += (x - mean) * (x - mean);
-                }
-            }
-            for out in out {
-                *out *= share;
-            }
+        match xs.len() {
+            0 | 1 => out.fill(0.0),
+            2 => variance_of::<2>(out, xs),
+            3 => variance_of::<3>(out, xs),
+            4 => variance_of::<4>(out, xs),
+            _ => variance_of_many(out, xs),
         }
     }
 }
@@ -188,23 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_stable() {
-        let mut bits = Bits::new(22);
-        for len in LENGTHS {
-            let keys: Vec<u32> = (0..len).map(|_| (bits.next() % 9) as u32).collect();
-            let mut order: Vec<usize> = (0..len).collect();
-            order.sort_by_key(|&i| keys[i]);
-            for (rank, &at) in order.iter().enumerate().step_by(7) {
-                assert_eq!(at_all_levels(|| stable_rank(&keys, at)) as usize, rank);
-            }
-        }
-    }
-
-    #[test]
     fn variance_and_majority_follow_their_formulas() {
         let mut bits = Bits::new(23);
         for len in LENGTHS {
-            for count in 1..5 {
+            for count in 1..7 {
                 let xs: Vec<Vec<f32>> = (0..count).map(|_| bits.weights(len)).collect();
                 let xs: Vec<&[f32]> = xs.iter().map(Vec::as_slice).collect();
                 let base = bits.weights(len);
@@ -248,6 +252,8 @@ mod tests {
         let x = [0.1, -0.3, 7.7];
         let mut out = [1.0; 3];
         variance(&mut out, &[&x, &x, &x]);
+        assert_eq!(out, [0.0; 3]);
+        variance(&mut out, &[&x[..]; 6]);
         assert_eq!(out, [0.0; 3]);
         variance(&mut out, &[]);
         assert_eq!(out, [0.0; 3]);

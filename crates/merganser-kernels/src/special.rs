@@ -5,6 +5,7 @@
 
 #![allow(clippy::inline_always)] // see simd.rs: inlining carries the target features
 
+use crate::keys::ordered_key;
 use std::f64::consts::LOG2_E;
 
 const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
@@ -79,9 +80,12 @@ pub fn ln(x: f64) -> f64 {
     k * LN2_HIGH + (k * LN2_LOW + s * horner(&SERIES, s * s))
 }
 
-/// tanh x, relatively accurate near 0 as well.
+/// Below this, [`tanh`] is a series; above, a quotient of exponentials.
+const NEAR: f64 = 0.2;
+
+/// tanh x for |x| < [`NEAR`].
 #[inline(always)]
-pub fn tanh(x: f64) -> f64 {
+fn tanh_near(x: f64) -> f64 {
     /// The coefficients of x¹⁵ down to x.
     const SERIES: [f64; 8] = [
         -929_569.0 / 638_512_875.0,
@@ -93,26 +97,31 @@ pub fn tanh(x: f64) -> f64 {
         -1.0 / 3.0,
         1.0,
     ];
+    x * horner(&SERIES, x * x)
+}
+
+/// tanh x, relatively accurate near 0 as well.
+#[inline(always)]
+pub fn tanh(x: f64) -> f64 {
     let e = exp(-2.0 * x.abs());
     let far = ((1.0 - e) / (1.0 + e)).copysign(x);
-    let near = x * horner(&SERIES, x * x);
-    if x.abs() < 0.2 { near } else { far }
+    if x.abs() < NEAR { tanh_near(x) } else { far }
 }
 
 const LANES: usize = 16;
 
-/// Σ term(i) for i below `len`: lane i mod 16, lanes folded in halves.
+/// Σ term(a_i, b_i): lane i mod 16, lanes folded in halves.
 #[inline(always)]
-fn lane_sum(len: usize, term: impl Fn(usize) -> f64) -> f64 {
+fn lane_sum(a: &[f32], b: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
     let mut lanes = [0.0; LANES];
-    let whole = len / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (k, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(start + k);
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for k in 0..LANES {
+            lanes[k] += term(f64::from(a[k]), f64::from(b[k]));
         }
     }
-    for (lane, i) in lanes.iter_mut().zip(whole..len) {
-        *lane += term(i);
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += term(f64::from(a), f64::from(b));
     }
     let mut half = LANES / 2;
     while half > 0 {
@@ -140,14 +149,28 @@ kernel! {
     /// If the lengths differ.
     pub fn softmax_divergence(x: &[f32], b: &[f32], epsilon: f64) -> f64 {
         assert_eq!(x.len(), b.len(), "softmax_divergence: lengths differ");
-        let (len, x_max, b_max) = (x.len(), largest(x), largest(b));
-        let x_share = 1.0 / lane_sum(len, |i| exp(f64::from(x[i]) - x_max));
-        let b_share = 1.0 / lane_sum(len, |i| exp(f64::from(b[i]) - b_max));
-        lane_sum(len, |i| {
-            let p = exp(f64::from(x[i]) - x_max) * x_share + epsilon;
-            let q = exp(f64::from(b[i]) - b_max) * b_share + epsilon;
+        let (x_max, b_max) = (largest(x), largest(b));
+        let x_share = 1.0 / lane_sum(x, x, |x, _| exp(x - x_max));
+        let b_share = 1.0 / lane_sum(b, b, |b, _| exp(b - b_max));
+        lane_sum(x, b, |x, b| {
+            let p = exp(x - x_max) * x_share + epsilon;
+            let q = exp(b - b_max) * b_share + epsilon;
             p * ln(p / q)
         })
+    }
+}
+
+kernel! {
+    /// out = a where the [`ordered_key`] of the score is at least `threshold`, else b.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn choose(out: &mut [f32], a: &[f32], b: &[f32], scores: &[f32], threshold: u32) {
+        let len = out.len();
+        assert!(a.len() == len && b.len() == len && scores.len() == len, "choose: lengths differ");
+        for (((out, &a), &b), &score) in out.iter_mut().zip(a).zip(b).zip(scores) {
+            *out = if ordered_key(score) >= threshold { a } else { b };
+        }
     }
 }
 
@@ -190,9 +213,24 @@ kernel! {
         assert!(delta.len() == out.len() && total.len() == out.len(), "balance: lengths differ");
         let (low, high) = magnitudes;
         let scale = inverse_range(magnitudes);
-        for ((out, &d), &total) in out.iter_mut().zip(delta).zip(total) {
+        let intra = |d: f32| {
             let m = (f64::from(d.abs().min(high).max(low)) - f64::from(low)) * scale;
-            *out = (exp(tasks * (m * m)) * tanh(f64::from(d) * f64::from(total))) as f32;
+            exp(tasks * (m * m))
+        };
+        let inter = |d: f32, total: f32| f64::from(d) * f64::from(total);
+        for ((out, delta), total) in out.chunks_mut(512).zip(delta.chunks(512)).zip(total.chunks(512)) {
+            // Products of task vectors are small, so the series nearly always does for a whole block.
+            let near = delta.iter().zip(total).all(|(&d, &total)| inter(d, total).abs() < NEAR);
+            let cells = out.iter_mut().zip(delta).zip(total);
+            if near {
+                for ((out, &d), &total) in cells {
+                    *out = (intra(d) * tanh_near(inter(d, total))) as f32;
+                }
+            } else {
+                for ((out, &d), &total) in cells {
+                    *out = (intra(d) * tanh(inter(d, total))) as f32;
+                }
+            }
         }
     }
 }

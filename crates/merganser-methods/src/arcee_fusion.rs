@@ -47,6 +47,10 @@ impl Method for ArceeFusion {
         3
     }
 
+    fn grain(&self, _settings: &Settings) -> Grain {
+        Grain::Rows
+    }
+
     fn prepare<'a>(
         &self,
         group: &'a TensorGroup<'a>,
@@ -59,21 +63,9 @@ impl Method for ArceeFusion {
                 return out.copy_from_slice(block.base());
             };
             with_importances(group, &divergences, block, |importances| {
-                choose(out, block.base(), other, importances, threshold);
+                special::choose(out, other, block.base(), importances, threshold);
             });
         }))
-    }
-}
-
-fn choose(out: &mut [f32], base: &[f32], other: &[f32], importances: &[f32], threshold: u32) {
-    for (((out, &base), &other), &importance) in
-        out.iter_mut().zip(base).zip(other).zip(importances)
-    {
-        *out = if ordered_key(importance) >= threshold {
-            other
-        } else {
-            base
-        };
     }
 }
 
@@ -103,7 +95,7 @@ fn threshold(group: &TensorGroup<'_>, divergences: &[f32]) -> Result<f32, Method
     let keys = |_: usize, block: &Block<'_>, keys: &mut [Vec<u32>]| {
         keys[0].resize(block.len(), 0);
         with_importances(group, divergences, block, |importances| {
-            ordered_keys(&mut keys[0], importances)
+            ordered_keys(&mut keys[0], importances);
         });
     };
     let place = |q: f64| (q * (len - 1) as f64) as u64;

@@ -54,8 +54,8 @@ pub use group::{
 pub use memory::Memory;
 pub use merganser_kernels::convert::Float;
 pub use method::{
-    Arity, BasePolicy, Combine, Extra, Fallback, Kind, Method, MethodInfo, Parameter, Program, Scope,
-    Survey,
+    Arity, BasePolicy, Combine, Extra, Fallback, Kind, Method, MethodInfo, Parameter, Program,
+    Scope, Survey,
 };
 pub use registry::{find, registry};
 pub use settings::{Settings, Value};

@@ -17,7 +17,7 @@ use merganser_kernels::keys::{key_to_magnitude, key_to_ordered, magnitude_keys, 
 use merganser_kernels::order::Statistic;
 use merganser_kernels::special::{self, Competitor};
 
-use crate::select::Streams;
+use crate::select::{Keys, Streams};
 use crate::sparsify::with_scratch;
 use crate::task_vectors::{LAMBDA, scope};
 use crate::{
@@ -66,23 +66,9 @@ impl Method for Pcb {
     }
 
     fn survey(&self, groups: &[TensorGroup<'_>]) -> Result<Survey, MethodError> {
+        TensorGroup::check_same_models(groups, INFO.name)?;
         let groups: Vec<&TensorGroup<'_>> = groups.iter().collect();
         let mut survey = Survey::default();
-        let Some(first) = groups.first() else {
-            return Ok(survey);
-        };
-        let tasks = first.others().len();
-        if let Some(other) = groups.iter().find(|group| group.others().len() != tasks) {
-            return Err(undefined(
-                other,
-                format!(
-                    "it has {} fine-tuned models where '{}' has {tasks}, so the model is not one vector a task; \
-                     use scope: tensor",
-                    other.others().len(),
-                    first.name
-                ),
-            ));
-        }
         let numbers = competitors(&groups)?
             .iter()
             .flat_map(|c| {
@@ -105,10 +91,9 @@ impl Method for Pcb {
         let competitors = if self.needs_survey(group.settings) {
             let numbers = survey.get(COMPETITORS);
             if numbers.len() != 4 * group.others().len() {
-                return Err(undefined(
-                    group,
-                    "the survey of the whole model is missing; take it over all tensors first"
-                        .into(),
+                return Err(group.undefined(
+                    INFO.name,
+                    "the survey of the whole model is missing; take it over all tensors first",
                 ));
             }
             let competitor = |n: &[f64]| Competitor {
@@ -121,16 +106,8 @@ impl Method for Pcb {
         };
         let lambda = group.settings.float("lambda") as f32;
         Ok(Program::deltas(move |block, out| {
-            merge(block, &competitors, lambda, out)
+            merge(block, &competitors, lambda, out);
         }))
-    }
-}
-
-fn undefined(group: &TensorGroup<'_>, reason: String) -> MethodError {
-    MethodError::Undefined {
-        method: INFO.name,
-        tensor: group.name.to_owned(),
-        reason,
     }
 }
 
@@ -145,7 +122,7 @@ fn competitors(groups: &[&TensorGroup<'_>]) -> Result<Vec<Competitor>, MethodErr
     };
     let (tasks, d) = (first.others().len(), len as f64);
     let lens = || vec![len; tasks];
-    let select = |keys: &(dyn Fn(usize, &Block<'_>, &mut [Vec<u32>]) + Sync), ranks: [f64; 2]| {
+    let select = |keys: &Keys<'_>, ranks: [f64; 2]| {
         let ranks = ranks
             .map(|rank| (rank.max(0.0) as u64).min(len - 1))
             .to_vec();

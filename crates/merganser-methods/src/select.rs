@@ -10,13 +10,15 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use merganser_kernels::order::{ChunkCount, ChunkTies, RadixUpper, Sampler, Statistic, Windows};
+use merganser_kernels::order::{
+    ChunkCount, ChunkTies, RadixUpper, Sampler, Statistic, TieCount, Windows,
+};
 
 use crate::{Block, Grain, MethodError, TensorGroup, View};
 
 /// Writes the keys of one block of group `g` (first argument) to one buffer a stream. The buffers come empty, and a
 /// stream without keys in this group leaves its buffer so.
-type Keys<'s> = dyn Fn(usize, &Block<'_>, &mut [Vec<u32>]) + Sync + 's;
+pub(crate) type Keys<'s> = dyn Fn(usize, &Block<'_>, &mut [Vec<u32>]) + Sync + 's;
 
 /// The streams of keys to select from.
 pub(crate) struct Streams<'s> {
@@ -168,7 +170,7 @@ impl<'s> Streams<'s> {
         )?;
         let ties: Vec<_> = lower.iter().map(|lower| lock(lower).select()).collect();
         let counts = self.scan(
-            || ties.iter().map(|ties| ties.start()).collect(),
+            || ties.iter().map(TieCount::start).collect(),
             |counts: &mut Vec<ChunkTies>, keys| {
                 for ((ties, count), keys) in ties.iter().zip(counts).zip(keys) {
                     ties.add(count, keys);
@@ -255,7 +257,7 @@ impl<'s> Streams<'s> {
         mut visit: impl FnMut(&[Vec<u32>]),
     ) -> Result<(), MethodError> {
         self.groups[g].read(self.view, range, |block| {
-            self.with_keys(g, block, &mut visit)
+            self.with_keys(g, block, &mut visit);
         })
     }
 

@@ -18,9 +18,10 @@
 use std::cell::Cell;
 
 use merganser_kernels::keys::magnitude_keys;
+use merganser_kernels::ranked::Rising;
 use merganser_kernels::{convert, elementwise, mask, reduce, sparse};
 
-use crate::ranks::{RankMask, Rising};
+use crate::ranks::{RankMask, rising};
 use crate::select::{Cut, Streams};
 use crate::{Block, Grain, MethodError, Settings, TensorGroup, View};
 
@@ -61,6 +62,9 @@ impl Rescale {
         }
     }
 }
+
+/// The L1 norms of the whole and of the kept part of each task vector, and the masks of every chunk, packed.
+type Norms = (Vec<(f64, f64)>, Vec<Vec<u8>>);
 
 /// L1 norms below this are not rescaled to or from.
 const LEAST_NORM: f64 = 1e-7;
@@ -200,8 +204,8 @@ impl<'a> Thinned<'a> {
         }
     }
 
-    /// The L1 norms of each task vector and of its kept part; and the masks met, packed, by chunk.
-    fn norms(&self) -> Result<(Vec<(f64, f64)>, Vec<Vec<u8>>), MethodError> {
+    /// One pass over the task vectors, which also records masks.
+    fn norms(&self) -> Result<Norms, MethodError> {
         let tasks = self.factors.len();
         let capacity = match &self.kept {
             Kept::Masks(masks) => masks.recorded_chunks(self.group),
@@ -455,7 +459,7 @@ impl Masks {
             densities
                 .iter()
                 .zip(epsilons)
-                .map(|(density, epsilon)| Rising::new(*density, *epsilon, ranked.0))
+                .map(|(density, epsilon)| rising(*density, *epsilon, ranked.0))
                 .collect()
         });
         Self {

@@ -22,8 +22,8 @@ use merganser_kernels::keys::magnitude_keys;
 use crate::select::Streams;
 use crate::sparsify::{Rescale, Sparsifier, Thinned, with_scratch};
 use crate::{
-    Block, Fallback, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope, Settings,
-    Survey, TensorGroup, View,
+    Block, Fallback, Grain, Kind, Method, MethodError, MethodInfo, Parameter, Program, Scope,
+    Settings, Survey, TensorGroup, View,
 };
 
 /// A method of the family.
@@ -197,6 +197,14 @@ impl Method for TaskVectors {
             }
         }
         Ok(())
+    }
+
+    fn grain(&self, _settings: &Settings) -> Grain {
+        if self.sparsifier == Sparsifier::Rank {
+            Grain::Items
+        } else {
+            Grain::Elements
+        }
     }
 
     fn needs_survey(&self, settings: &Settings) -> bool {
@@ -457,13 +465,12 @@ fn surveyed<'a>(
     survey: &Survey,
 ) -> Result<Thinned<'a>, MethodError> {
     let cut = |(i, name): (usize, String)| {
-        let missing = || MethodError::Undefined {
-            method,
-            tensor: group.name.to_owned(),
-            reason: format!(
-                "the survey of the whole model has no threshold for {}; take it over all tensors first",
-                group.inputs[i].model
-            ),
+        let missing = || {
+            let model = group.inputs[i].model;
+            group.undefined(
+                method,
+                &format!("the survey of the whole model has no threshold for {model}; take it over all tensors first"),
+            )
         };
         survey
             .get(&name)

@@ -19,8 +19,8 @@ const SHAPES: [&[usize]; 8] = [
     &[3, 1],
     &[5, 9],
     &[2, 3, 4, 5],
-    &[2100, 37],
-    &[70, 2, 1000],
+    &[1800, 37],
+    &[67, 2, 500],
 ];
 
 const WEIGHTS: [f64; 3] = [1.0, 0.5, -0.25];
@@ -300,7 +300,7 @@ fn sce() {
     });
     // Variances of f32 and f64 order alike only where they are not nearly equal: random magnitudes, and many zeros.
     let mut random = Random::new(31);
-    for len in [1, 50, 3001, 200_000] {
+    for len in [1, 50, 3001, 100_000] {
         let base = vec![0.0; len];
         let values: Vec<f64> = (0..len).map(|_| 0.5 + random.uniform()).collect();
         let zero: Vec<bool> = (0..len).map(|_| random.below(3) == 0).collect();
@@ -541,7 +541,7 @@ fn empty_tensors_are_merged_into_empty_tensors() {
 #[test]
 fn the_bits_are_always_the_same() {
     let mut random = Random::new(53);
-    for shape in [&[131, 1501][..], &[140, 1000], &[40, 70, 30]] {
+    for shape in [&[131, 501][..], &[70, 1000], &[40, 70, 25]] {
         let models = models(&mut random, shape);
         for merge in all_methods(shape, &models) {
             let bits = || merge.one().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -675,7 +675,7 @@ fn passes_are_told_truly() {
         }
     }
 
-    let shape = [1000, 1000];
+    let shape = [900, 800];
     let models = models(&mut Random::new(61), &shape);
     for merge in all_methods(&shape, &models) {
         let count = merge.settings.inputs.len();
@@ -713,7 +713,7 @@ fn passes_are_told_truly() {
         group[0]
             .run(&program, Encoding::Float(Float::F32), |_, _| Ok(()))
             .expect("a merge");
-        let read = sources[1].1.load(Ordering::Relaxed) as f64 / 1e6;
+        let read = sources[1].1.load(Ordering::Relaxed) as f64 / 7.2e5;
         let passes = f64::from(merge.method.passes(&merge.settings));
         // Samples and the search for the last of several equal magnitudes read a little more.
         let what = format!("{} {:?}", merge.method.info().name, merge.settings.shared);
