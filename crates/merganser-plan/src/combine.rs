@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use merganser_methods::{BasePolicy, Encoding, Kind, Method, Settings, Value};
-use merganser_recipe::{
-    Diagnostic, Document, FloatType, ModelRef, Recipe, Severity, Span, TokenizerSource,
-};
+use merganser_recipe::{Diagnostic, Document, ModelRef, Recipe, Severity, Span, TokenizerSource};
 use merganser_store::Dtype;
 
-use crate::config::Config;
+use crate::dtypes::{float, kernel_float, narrows, promote};
 use crate::layout::{self, Layout, Missing, Row, SliceScope};
 use crate::model::{Found, Inputs, Model};
+use crate::output_config::output_config;
+use crate::vocabulary::{Reindexing, RowMap};
 use crate::{Action, InputRef, Options, Output, Plan, digest, extras, resolve, roles, shards};
 
 /// How many tensors an error about tensors names.
@@ -35,13 +35,20 @@ pub(crate) fn plan(
         same_architecture(document, models, index)?;
     }
     let layout = layout::layout(document, models, index, options.state_dict)?;
+    let base = document.base_model.as_ref().map(index);
+    let reindexing = Reindexing::of(document, models, base).map_err(|error| vec![error])?;
     let mut planner = Planner {
         document,
         inputs: &inputs,
         models,
         method,
         options,
-        notes: BTreeSet::new(),
+        notes: reindexing
+            .iter()
+            .flat_map(|r| r.notes.iter().cloned())
+            .collect(),
+        rows: reindexing.as_ref().map(|r| r.rows),
+        reindexing: reindexing.as_ref(),
         errors: Vec::new(),
     };
     planner.check_slices(&layout);
@@ -54,7 +61,6 @@ pub(crate) fn plan(
                 .label(document.merge_method.span, "no output tensor"),
         ]);
     }
-    let base = document.base_model.as_ref().map(index);
     let template = base.or_else(|| {
         layout
             .slices
@@ -64,9 +70,16 @@ pub(crate) fn plan(
             .map(|source| source.model)
     });
     let config = match template.filter(|_| !options.state_dict) {
-        Some(template) => planner
-            .config(&models[template], &layout, &outputs)
-            .map_err(|error| vec![error])?,
+        Some(template) => output_config(
+            document,
+            models,
+            &models[template],
+            &layout,
+            &outputs,
+            planner.rows,
+            &mut planner.notes,
+        )
+        .map_err(|error| vec![error])?,
         None => None,
     };
     let mut outputs = extras::add(method, models, outputs, &mut planner.notes);
@@ -194,6 +207,9 @@ struct Planner<'p> {
     options: &'p Options,
     notes: BTreeSet<String>,
     errors: Vec<Diagnostic>,
+    /// New number of vocabulary rows, if it changes.
+    rows: Option<usize>,
+    reindexing: Option<&'p Reindexing>,
 }
 
 impl Planner<'_> {
@@ -453,6 +469,7 @@ impl Planner<'_> {
                 round_to: dtype.filter(|wanted| narrows(*own, *wanted)),
                 companion: None,
                 packed: false,
+                rows: self.row_map(&row.name, scope.sources[*i].model),
             })
             .collect();
         let new = |dtype: Dtype, action: Action| {
@@ -566,6 +583,14 @@ impl Planner<'_> {
         )))
     }
 
+    /// How the rows of a vocabulary tensor of this model are re-indexed.
+    fn row_map(&self, name: &str, model: usize) -> Option<RowMap> {
+        self.reindexing
+            .filter(|_| roles::is_vocabulary(name))?
+            .map(model)
+            .cloned()
+    }
+
     /// The model of companion tensors that the parameters of input `i` name.
     fn companion(
         &self,
@@ -608,8 +633,10 @@ impl Planner<'_> {
         let input = inputs.swap_remove(0);
         let model = &self.models[input.model];
         let own = model.describe(&input.tensor).map(|(dtype, _)| dtype);
-        if own == Some(stored) && input.round_to.is_none() && model.deltas(&input.tensor).is_empty()
-        {
+        let untouched = input.round_to.is_none()
+            && input.rows.is_none()
+            && model.deltas(&input.tensor).is_empty();
+        if own == Some(stored) && untouched {
             return new(stored, Action::Copy(input));
         }
         let encoding =
@@ -625,6 +652,16 @@ impl Planner<'_> {
         described: &[(Dtype, Vec<usize>)],
     ) -> Result<Vec<usize>, Fault> {
         let first = &described[0].1;
+        if let Some(reindexing) = self.reindexing.filter(|_| roles::is_vocabulary(&row.name)) {
+            if described
+                .iter()
+                .all(|(_, shape)| !shape.is_empty() && shape[1..] == first[1..])
+            {
+                let mut shape = first.clone();
+                shape[0] = reindexing.rows;
+                return Ok(shape);
+            }
+        }
         if described.iter().all(|(_, shape)| shape == first) {
             return Ok(first.clone());
         }
@@ -654,6 +691,7 @@ impl Planner<'_> {
                 };
                 self.notes
                     .insert(format!("{}: rows cut to {least} ({list}); {why}", row.name));
+                self.rows = Some(least);
                 let mut shape = first.clone();
                 shape[0] = least;
                 return Ok(shape);
@@ -679,106 +717,8 @@ impl Planner<'_> {
         let Some(Some(first)) = tokenizers.next() else {
             return false;
         };
-        first.ids <= rows
+        first.rows <= rows
             && tokenizers.all(|other| other.is_some_and(|other| other.digest == first.digest))
-    }
-
-    fn config(
-        &mut self,
-        template: &Model,
-        layout: &Layout<'_>,
-        outputs: &[Output],
-    ) -> Result<Option<String>, Diagnostic> {
-        let Some(text) = template.checkpoint.config() else {
-            self.notes.insert(format!(
-                "{} has no config.json: none is written",
-                template.label
-            ));
-            return Ok(None);
-        };
-        let fail = |error: &dyn std::fmt::Display| {
-            Diagnostic::error(format!("{}: {error}", template.label))
-                .label(self.document.merge_method.span, "while writing config.json")
-        };
-        let mut config = Config::parse(text).map_err(|error| fail(&error))?;
-        let mut changed = Vec::new();
-        if let [origin] = layout.origins.as_slice() {
-            match config.set_layers(origin).map_err(|error| fail(&error))? {
-                Some(key) => changed.push(key),
-                None => {
-                    self.notes.insert(
-                        "config.json has no key for the number of layers: it is left as it is"
-                            .into(),
-                    );
-                }
-            }
-        }
-        let mut weights: BTreeMap<Dtype, u64> = BTreeMap::new();
-        for output in outputs.iter().filter(|output| output.dtype.is_float()) {
-            *weights.entry(output.dtype).or_default() += output.nbytes;
-        }
-        if let Some((dtype, _)) = weights.into_iter().max_by_key(|(_, bytes)| *bytes) {
-            let name = serde_json::Value::from(dtype.torch_name());
-            let keys = ["dtype", "torch_dtype"];
-            let present: Vec<&str> = keys
-                .into_iter()
-                .filter(|key| config.get(&[key]).is_some())
-                .collect();
-            let narrow = outputs.iter().any(|output| {
-                matches!(output.action, Action::Merge { .. }) || output.dtype == dtype
-            });
-            for key in present {
-                if narrow && config.get(&[key]) != Some(name.clone()) {
-                    config.set(&[key], &name).map_err(|error| fail(&error))?;
-                    changed.push(key.to_owned());
-                }
-            }
-        }
-        if let Some(embedding) = outputs
-            .iter()
-            .find(|output| roles::is_input_embedding(&output.name))
-        {
-            for path in [&["vocab_size"][..], &["text_config", "vocab_size"]] {
-                let rows = serde_json::Value::from(embedding.shape[0]);
-                let cut = self
-                    .notes
-                    .iter()
-                    .any(|note| note.starts_with(&format!("{}: rows cut", embedding.name)));
-                if cut && config.get(path).is_some_and(|value| value != rows) {
-                    config.set(path, &rows).map_err(|error| fail(&error))?;
-                    changed.push(path.join("."));
-                }
-            }
-        }
-        if self.head_is_untied(outputs) {
-            for path in [
-                &["tie_word_embeddings"][..],
-                &["text_config", "tie_word_embeddings"],
-            ] {
-                if config.get(path) == Some(serde_json::Value::Bool(true)) {
-                    config
-                        .set(path, &serde_json::Value::Bool(false))
-                        .map_err(|error| fail(&error))?;
-                    changed.push(path.join("."));
-                }
-            }
-        }
-        if !changed.is_empty() {
-            self.notes
-                .insert(format!("config.json: changed {}", changed.join(", ")));
-        }
-        Ok(Some(config.text().to_owned()))
-    }
-
-    /// Whether the output stores a head of its own that some input did not tie to its embedding.
-    fn head_is_untied(&self, outputs: &[Output]) -> bool {
-        outputs
-            .iter()
-            .filter(|output| roles::is_output_head(&output.name))
-            .flat_map(Output::inputs)
-            .any(|input| {
-                roles::is_output_head(&input.tensor) && !self.models[input.model].is_tied()
-            })
     }
 }
 
@@ -793,46 +733,4 @@ fn plural(n: usize, noun: &str) -> String {
     } else {
         format!("{n} {noun}s")
     }
-}
-
-/// The narrowest type that holds values of all of them without loss of range: equal types stay, others become f32.
-fn promote(mut dtypes: impl Iterator<Item = Dtype>) -> Dtype {
-    let Some(first) = dtypes.next() else {
-        return Dtype::F32;
-    };
-    dtypes.fold(first, |a, b| match (a, b) {
-        (a, b) if a == b => a,
-        (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
-        _ => Dtype::F32,
-    })
-}
-
-/// Whether values of type `own` must be rounded to become values of type `wanted`.
-fn narrows(own: Dtype, wanted: Dtype) -> bool {
-    own.is_float() && own != wanted && !matches!(wanted, Dtype::F32 | Dtype::F64)
-}
-
-fn float(dtype: FloatType) -> Dtype {
-    match dtype {
-        FloatType::Float16 => Dtype::F16,
-        FloatType::BFloat16 => Dtype::BF16,
-        FloatType::Float32 => Dtype::F32,
-        FloatType::Float64 => Dtype::F64,
-        FloatType::Float8E4M3 => Dtype::F8E4M3,
-        FloatType::Float8E5M2 => Dtype::F8E5M2,
-    }
-}
-
-/// The kernels' name of a stored type; `None` if it is not a floating-point type.
-pub fn kernel_float(dtype: Dtype) -> Option<merganser_methods::Float> {
-    use merganser_methods::Float;
-    Some(match dtype {
-        Dtype::F64 => Float::F64,
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::BF16 => Float::BF16,
-        Dtype::F8E4M3 => Float::F8E4M3,
-        Dtype::F8E5M2 => Float::F8E5M2,
-        _ => return None,
-    })
 }

@@ -9,7 +9,8 @@ use merganser_methods::{Encoding, Extra, Method, Value};
 use merganser_store::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::{Action, Output, Plan, combine, model::Model};
+use crate::dtypes::kernel_float;
+use crate::{Action, Output, Plan, model::Model};
 
 /// What is needed to use the extra tensors of a merge: the text of `<method>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,7 +173,7 @@ fn beside(output: &Output, number: usize, extra: &Extra) -> Output {
         made.dtype = Dtype::U8;
     }
     if let Action::Merge { encoding, .. } = &mut made.action {
-        let float = combine::kernel_float(output.dtype).map_or(*encoding, Encoding::Float);
+        let float = kernel_float(output.dtype).map_or(*encoding, Encoding::Float);
         *encoding = if extra.bits { Encoding::Bits } else { float };
         made.nbytes = encoding.bytes(output.elements()) as u64;
     }
@@ -195,6 +196,7 @@ mod tests {
                 round_to: None,
                 companion: None,
                 packed: false,
+                rows: None,
             })
             .collect();
         Output {

@@ -8,14 +8,17 @@
 mod combine;
 mod config;
 mod digest;
+mod dtypes;
 mod extras;
 mod layout;
 mod model;
+mod output_config;
 mod parts;
 mod rebuild;
 mod resolve;
 mod roles;
 mod shards;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 
@@ -24,14 +27,15 @@ use merganser_recipe::{Diagnostic, Recipe};
 use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
-pub use combine::kernel_float;
 pub use config::{Config, ConfigError};
+pub use dtypes::kernel_float;
 pub use extras::{Record, RecordedTensor};
 pub use layout::Missing;
-pub use model::{Found, Inputs, Model, Tokenizer};
+pub use model::{Found, Inputs, Model};
 pub use parts::Part;
 pub use rebuild::Rebuild;
 pub use roles::Role;
+pub use vocabulary::{RowMap, Tokenizer};
 
 /// What a user may ask of a plan besides the recipe.
 #[derive(Debug, Clone)]
@@ -186,6 +190,8 @@ pub struct InputRef {
     pub round_to: Option<Dtype>,
     /// Index of the model whose tensor of this name goes with it (Fisher information).
     pub companion: Option<usize>,
+    /// How its rows are put in the order of the base's vocabulary.
+    pub rows: Option<RowMap>,
     /// Whether its elements are bits, eight to a byte, least significant first.
     pub packed: bool,
 }

@@ -10,6 +10,7 @@ use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 use serde_json::Value;
 
 use crate::roles;
+use crate::vocabulary::Tokenizer;
 
 /// Prefixes under which the same tensors are saved by a bare model and by a model with a head.
 const PREFIXES: &[&str] = &[
@@ -42,15 +43,6 @@ pub struct Model {
     config: Value,
     tokenizer: Option<Tokenizer>,
     sample: String,
-}
-
-/// What the plan needs to know of a tokenizer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tokenizer {
-    /// One more than the largest token id.
-    pub ids: usize,
-    /// Hash of the vocabulary.
-    pub digest: String,
 }
 
 /// The opened models of a document, and which reference of the recipe means which.
@@ -159,6 +151,23 @@ impl Model {
     /// What is known of its tokenizer.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
+    }
+
+    /// Whether it has an embedding of tokens.
+    pub(crate) fn is_language_model(&self) -> bool {
+        self.names().any(roles::is_input_embedding)
+    }
+
+    /// Rows of its embedding of tokens.
+    pub(crate) fn vocabulary_rows(&self) -> Option<usize> {
+        let name = self.names().find(|name| roles::is_input_embedding(name))?;
+        self.describe(name)?.1.first().copied()
+    }
+
+    /// Whether both have a known tokenizer and it is the same, or both are one model.
+    pub(crate) fn same_vocabulary(&self, other: &Self) -> bool {
+        let digests = (self.tokenizer.as_ref(), other.tokenizer.as_ref());
+        self.label == other.label || matches!(digests, (Some(a), Some(b)) if a.digest == b.digest)
     }
 
     /// Hash of its identity: sizes and headers of its files, and the sample.

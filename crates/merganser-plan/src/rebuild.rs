@@ -7,7 +7,7 @@ use merganser_methods::{Encoding, Float, Settings, Value, emr};
 use merganser_store::Dtype;
 
 use crate::{
-    Action, InputRef, Model, Output, Plan, Record, RecordedTensor, combine, digest, shards,
+    Action, InputRef, Model, Output, Plan, Record, RecordedTensor, digest, kernel_float, shards,
 };
 
 /// Positions of the models in the plan.
@@ -67,9 +67,7 @@ impl Rebuild<'_> {
                     inputs: self.inputs(&tensor.name, recorded)?,
                     base: None,
                     settings: settings.clone(),
-                    encoding: Encoding::Float(
-                        combine::kernel_float(tensor.dtype).unwrap_or(Float::F32),
-                    ),
+                    encoding: Encoding::Float(kernel_float(tensor.dtype).unwrap_or(Float::F32)),
                 },
                 None => Action::Copy(input(MERGED, tensor.name.clone())),
             };
@@ -182,5 +180,6 @@ fn input(model: usize, tensor: String) -> InputRef {
         round_to: None,
         companion: None,
         packed: false,
+        rows: None,
     }
 }

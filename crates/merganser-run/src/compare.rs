@@ -296,25 +296,21 @@ fn row(models: &[Model], name: &str) -> Result<Row, String> {
                 .map(|(dtype, shape)| (dtype, shape.to_vec()))
         })
         .collect();
-    let each = |text: &dyn Fn(&(Dtype, Vec<usize>)) -> String| {
-        let all = models
-            .iter()
-            .zip(&described)
-            .map(|(model, d)| format!("{} in {}", text(d), model.label));
-        all.collect::<Vec<_>>().join(", ")
+    let each = |texts: Vec<String>| {
+        let all = models.iter().zip(texts);
+        all.map(|(model, text)| format!("{text} in {}", model.label))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let (dtype, shape) = described.first().cloned().ok_or("no model has it")?;
     if described.iter().any(|(_, other)| *other != shape) {
-        return Err(format!(
-            "shape {}",
-            each(&|(_, shape)| format!("{shape:?}"))
-        ));
+        let shapes = described.iter().map(|(_, shape)| format!("{shape:?}"));
+        return Err(format!("shape {}", each(shapes.collect())));
     }
-    if described
-        .iter()
-        .any(|(other, _)| *other != dtype && !(other.is_float() && dtype.is_float()))
-    {
-        return Err(format!("type {}", each(&|(dtype, _)| dtype.to_string())));
+    let mixes = |other: Dtype| other != dtype && !(other.is_float() && dtype.is_float());
+    if described.iter().any(|(other, _)| mixes(*other)) {
+        let dtypes = described.iter().map(|(dtype, _)| dtype.to_string());
+        return Err(format!("type {}", each(dtypes.collect())));
     }
     let dtypes = described.into_iter().map(|(dtype, _)| dtype).collect();
     Ok(Row {
@@ -362,7 +358,9 @@ fn difference(models: &[Model], row: &Row) -> Result<Difference, RunError> {
         |sums, block| sums.take(block.base(), &block.others()),
     )?;
     let mut sums = Sums::new(count);
-    chunks.iter().for_each(|chunk| sums.add(chunk));
+    for chunk in &chunks {
+        sums.add(chunk);
+    }
     Ok(Difference::Deltas(sums))
 }
 

@@ -88,10 +88,7 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     work.run(&pending)?;
     observer.event(Event::Publishing);
     if !job.no_sync {
-        work.files
-            .iter()
-            .flatten()
-            .try_for_each(ShardFile::sync)?;
+        work.files.iter().flatten().try_for_each(ShardFile::sync)?;
         work.journal.sync()?;
     }
     let survey = std::mem::take(&mut work.survey);
@@ -376,10 +373,10 @@ impl<'a> Opened<'a> {
             .iter()
             .map(|input| {
                 let model = &plan.models[input.model];
-                if input.packed {
-                    sources::open_packed(model, &input.tensor)
-                } else {
-                    sources::open(model, &input.tensor)
+                match &input.rows {
+                    Some(map) => sources::open_reordered(plan, input, map),
+                    None if input.packed => sources::open_packed(model, &input.tensor),
+                    None => sources::open(model, &input.tensor),
                 }
             })
             .collect::<Result<_, _>>()?;

@@ -11,6 +11,7 @@ mod execute;
 mod observe;
 mod open;
 mod provenance;
+mod rows;
 mod seal;
 mod sources;
 mod survey;

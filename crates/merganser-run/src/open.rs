@@ -1,6 +1,6 @@
 //! Opens the models a document of a recipe names: headers, configs, adapters, and no tensor data but a small sample.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -192,33 +192,32 @@ fn sample(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<String, 
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Number of ids and hash of the vocabulary of tokenizer.json, if there is one that can be read.
+/// The vocabulary of tokenizer.json, if there is one that can be read.
 fn tokenizer(folder: &Path) -> Option<Tokenizer> {
     let text = std::fs::read_to_string(folder.join("tokenizer.json")).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-    let model = json.get("model")?.get("vocab")?;
-    let added = json.get("added_tokens").and_then(|list| list.as_array());
-    let last = match model {
+    let row = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let mut tokens: HashMap<String, u32> = match json.get("model")?.get("vocab")? {
         serde_json::Value::Object(vocabulary) => vocabulary
-            .values()
-            .filter_map(serde_json::Value::as_u64)
-            .max(),
-        serde_json::Value::Array(pieces) => (pieces.len() as u64).checked_sub(1),
-        _ => None,
+            .iter()
+            .filter_map(|(token, id)| Some((token.clone(), row(id)?)))
+            .collect(),
+        // Unigram models list [piece, score] in the order of the ids.
+        serde_json::Value::Array(pieces) => pieces
+            .iter()
+            .zip(0..)
+            .filter_map(|(piece, id)| Some((piece.get(0)?.as_str()?.to_owned(), id)))
+            .collect(),
+        _ => return None,
     };
-    let last_added = added
-        .into_iter()
-        .flatten()
-        .filter_map(|token| token.get("id")?.as_u64())
-        .max();
-    let ids = last.max(last_added)? as usize + 1;
-    let tokens: Vec<(u64, &str)> = added
-        .into_iter()
-        .flatten()
-        .filter_map(|token| Some((token.get("id")?.as_u64()?, token.get("content")?.as_str()?)))
-        .collect();
-    let digest = blake3::hash(format!("{model}{tokens:?}").as_bytes())
-        .to_hex()
-        .to_string();
-    Some(Tokenizer { ids, digest })
+    let added = json.get("added_tokens").and_then(|list| list.as_array());
+    for token in added.into_iter().flatten() {
+        if let (Some(content), Some(id)) = (
+            token.get("content").and_then(|c| c.as_str()),
+            token.get("id").and_then(row),
+        ) {
+            tokens.insert(content.to_owned(), id);
+        }
+    }
+    Some(Tokenizer::new(tokens))
 }

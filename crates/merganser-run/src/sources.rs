@@ -5,11 +5,12 @@ use std::ops::Range;
 use merganser_kernels::convert::{self, Float};
 use merganser_kernels::elementwise;
 use merganser_methods::Source;
-use merganser_plan::{Model, kernel_float};
+use merganser_plan::{InputRef, Model, Plan, RowMap, kernel_float};
 use merganser_store::adapter::Delta;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
 use crate::RunError;
+use crate::rows::Reordered;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -155,6 +156,30 @@ pub(crate) fn open_packed<'a>(
     Ok(Box::new(Packed {
         checkpoint: &model.checkpoint,
         info,
+    }))
+}
+
+/// Opens the stream of a vocabulary tensor whose rows follow another tokenizer.
+///
+/// # Errors
+/// If the model or the base lacks the tensor, or an adapter's factors cannot be read.
+pub(crate) fn open_reordered<'a>(
+    plan: &'a Plan,
+    input: &'a InputRef,
+    map: &'a RowMap,
+) -> Result<Box<dyn Source + 'a>, RunError> {
+    let (model, base) = (&plan.models[input.model], &plan.models[map.base]);
+    let gone = |model: &Model| RunError::Vanished {
+        tensor: input.tensor.clone(),
+        model: model.label.clone(),
+    };
+    let (_, shape) = model.describe(&input.tensor).ok_or_else(|| gone(model))?;
+    let in_base = base.find(&input.tensor).ok_or_else(|| gone(base))?;
+    Ok(Box::new(Reordered {
+        own: open(model, &input.tensor)?,
+        base: open(base, in_base.name())?,
+        map,
+        columns: shape[1..].iter().product::<usize>().max(1),
     }))
 }
 
