@@ -16,6 +16,7 @@ mod registry;
 mod settings;
 
 mod gram;
+mod masks;
 mod ranks;
 mod select;
 mod sparsify;
@@ -51,6 +52,7 @@ pub use error::MethodError;
 pub use group::{
     BLOCK, Block, CHUNK, Encoding, Grain, Input, Source, TensorGroup, View, scratch_bytes,
 };
+pub use masks::drop_and_rescale;
 pub use memory::Memory;
 pub use merganser_kernels::convert::Float;
 pub use method::{
@@ -60,4 +62,3 @@ pub use method::{
 pub use registry::{find, registry};
 pub use settings::{Settings, Value};
 pub use soup::{Soup, greedy_soup};
-pub use sparsify::drop_and_rescale;

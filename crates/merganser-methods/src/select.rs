@@ -357,3 +357,155 @@ impl Cut {
         within.then(|| self.boundary - start)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CHUNK, Float, Input, Memory, Settings};
+    use merganser_kernels::keys::magnitude_keys;
+
+    /// Shows streams over the magnitudes of tensors in memory, one task each.
+    fn with_streams<R>(tensors: &[Vec<f32>], work: impl FnOnce(&Streams<'_>) -> R) -> R {
+        let settings = Settings::default();
+        let bytes: Vec<Vec<u8>> = tensors
+            .iter()
+            .map(|x| x.iter().flat_map(|x| x.to_le_bytes()).collect())
+            .collect();
+        let memory: Vec<Memory<'_>> = bytes.iter().map(|b| Memory::new(Float::F32, b)).collect();
+        let shapes: Vec<[usize; 1]> = tensors.iter().map(|x| [x.len()]).collect();
+        let groups: Vec<TensorGroup<'_>> = memory
+            .iter()
+            .zip(&shapes)
+            .map(|(source, shape)| TensorGroup {
+                name: "x",
+                shape,
+                inputs: vec![Input {
+                    model: "a",
+                    source,
+                    companion: None,
+                    round_to: None,
+                }],
+                base: None,
+                settings: &settings,
+                seed: 0,
+                allow_nonfinite: false,
+            })
+            .collect();
+        let groups: Vec<&TensorGroup<'_>> = groups.iter().collect();
+        let len = tensors.iter().map(|x| x.len() as u64).sum();
+        work(&Streams::new(
+            &groups,
+            View::Values,
+            vec![len],
+            &|_, block, keys| {
+                keys[0].resize(block.len(), 0);
+                magnitude_keys(&mut keys[0], block.input(0));
+            },
+        ))
+    }
+
+    /// Values with many equal magnitudes.
+    fn values(len: usize) -> Vec<f32> {
+        (0..len).map(|i| (i * 7919 % 1009) as f32 - 504.0).collect()
+    }
+
+    /// Indices in ascending order of magnitude, lower index first among equals.
+    fn order(x: &[f32]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..x.len()).collect();
+        order.sort_by(|&a, &b| x[a].abs().total_cmp(&x[b].abs()));
+        order
+    }
+
+    fn passing(x: &[f32], cut: Cut) -> Vec<usize> {
+        (0..x.len())
+            .filter(|&i| x[i].abs().to_bits() >= cut.key_at(i))
+            .collect()
+    }
+
+    #[test]
+    fn cuts_divide_equal_keys_by_index_across_chunks() {
+        let x = values(2 * CHUNK + 777);
+        let (len, order) = (x.len() as u64, order(&x));
+        with_streams(std::slice::from_ref(&x), |streams| {
+            for r in [1, 1000, len / 3, len / 2 + 11, len - 1] {
+                let found = streams.select(&[vec![r]]).expect("readable");
+                let mut rest = order[r as usize..].to_vec();
+                rest.sort_unstable();
+                let cut = streams.cut_dropping(0, &found[0][0], r).expect("readable");
+                assert_eq!(passing(&x, cut), rest);
+                let kept = passing(
+                    &x,
+                    streams
+                        .cut_keeping(0, &found[0][0], len - r)
+                        .expect("readable"),
+                );
+                assert_eq!(kept.len() as u64, len - r);
+                let (key, last) = (
+                    found[0][0].key,
+                    kept.iter()
+                        .rev()
+                        .find(|&&i| x[i].abs().to_bits() == found[0][0].key),
+                );
+                let equal = |i: &usize| x[*i].abs().to_bits() == key;
+                let first_dropped =
+                    (0..x.len()).find(|i| equal(i) && kept.binary_search(i).is_err());
+                assert!(
+                    first_dropped.is_none_or(|i| Some(&i) > last),
+                    "the lowest indices are kept"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn several_tensors_are_one_stream() {
+        let x = values(CHUNK + 5000);
+        let parts = [
+            x[..3].to_vec(),
+            Vec::new(),
+            x[3..CHUNK].to_vec(),
+            x[CHUNK..].to_vec(),
+        ];
+        let order = order(&x);
+        with_streams(&parts, |streams| {
+            let ranks = vec![0, 7, x.len() as u64 / 2, x.len() as u64 - 1];
+            let found = streams
+                .select(std::slice::from_ref(&ranks))
+                .expect("readable");
+            for (rank, found) in ranks.into_iter().zip(&found[0]) {
+                assert_eq!(found.key, x[order[rank as usize]].abs().to_bits());
+            }
+        });
+    }
+
+    #[test]
+    fn a_misleading_sample_changes_nothing() {
+        let x = values(CHUNK + 5000);
+        with_streams(std::slice::from_ref(&x), |streams| {
+            let ranks = [vec![10, x.len() as u64 / 2]];
+            let sample = Sample {
+                keys: vec![vec![1.0_f32.to_bits(); 5000]],
+            };
+            let counted = streams.count(sample, &ranks).expect("readable");
+            assert!(counted.streams[0].0.resolve(&counted.streams[0].1).is_err());
+            let found = streams.resolve(&counted, &ranks).expect("readable");
+            assert_eq!(found, streams.select(&ranks).expect("readable"));
+        });
+    }
+
+    #[test]
+    fn cuts_know_where_they_change() {
+        let cut = Cut {
+            boundary: 10,
+            before: 1,
+            after: 2,
+        };
+        assert_eq!(cut.change_within(8, 5), Some(2));
+        assert_eq!(
+            (cut.change_within(10, 5), cut.change_within(0, 10)),
+            (None, None)
+        );
+        assert_eq!((cut.key_at(9), cut.key_at(10)), (1, 2));
+        assert_eq!(Cut::ALL.change_within(0, 5), None);
+    }
+}

@@ -18,10 +18,9 @@
 use std::cell::Cell;
 
 use merganser_kernels::keys::magnitude_keys;
-use merganser_kernels::ranked::Rising;
-use merganser_kernels::{convert, elementwise, mask, reduce, sparse};
+use merganser_kernels::{reduce, sparse};
 
-use crate::ranks::{RankMask, rising};
+use crate::masks::Masks;
 use crate::select::{Cut, Streams};
 use crate::{Block, Grain, MethodError, Settings, TensorGroup, View};
 
@@ -118,10 +117,15 @@ impl<'a> Thinned<'a> {
             Sparsifier::None => Kept::All,
             Sparsifier::Magnitude => Kept::Bands(largest(group, &densities)?),
             Sparsifier::Outliers => Kept::Bands(without_outliers(group, &densities)?),
-            Sparsifier::Random => Kept::Masks(Masks::new(group, &densities, None, rescale)),
+            Sparsifier::Random => Kept::Masks(Masks::new(group, &densities, None, false)),
             Sparsifier::Rank => {
                 let epsilons = group.other_floats("epsilon");
-                Kept::Masks(Masks::new(group, &densities, Some(&epsilons), rescale))
+                Kept::Masks(Masks::new(
+                    group,
+                    &densities,
+                    Some(&epsilons),
+                    rescale == Rescale::Density,
+                ))
             }
         };
         Self::rescaled(group, kept, rescale)
@@ -151,11 +155,12 @@ impl<'a> Thinned<'a> {
                 };
                 thinned.factors = norms.into_iter().map(factor).collect();
                 if let Kept::Masks(masks) = &mut thinned.kept {
-                    masks.recorded = recorded;
+                    masks.replay(recorded);
                 }
             }
             // Rising probabilities differ from element to element; their inverses are part of the masks.
-            Rescale::Density if matches!(&thinned.kept, Kept::Masks(masks) if masks.inverse) => {}
+            Rescale::Density if matches!(&thinned.kept, Kept::Masks(masks) if masks.is_inverse()) =>
+                {}
             Rescale::Density => {
                 let inverse = |density: &f64| {
                     if *density > 0.0 {
@@ -173,7 +178,7 @@ impl<'a> Thinned<'a> {
     /// How the tensor must be cut into chunks.
     pub(crate) fn grain(&self) -> Grain {
         match &self.kept {
-            Kept::Masks(masks) => masks.grain,
+            Kept::Masks(masks) => masks.grain(),
             Kept::All | Kept::Bands(_) => Grain::Elements,
         }
     }
@@ -223,7 +228,7 @@ impl<'a> Thinned<'a> {
                             Kept::Masks(masks) => {
                                 masks.draw(self.group, block, task, delta, mask);
                                 if block.chunk < capacity {
-                                    record(mask, recorded);
+                                    Masks::record(mask, recorded);
                                 }
                                 sparse::retain_scaled(kept, delta, mask);
                             }
@@ -246,13 +251,6 @@ impl<'a> Thinned<'a> {
         }
         Ok((total, recorded))
     }
-}
-
-/// Appends a mask as bits, from a byte of its own on.
-fn record(mask: &[f32], recorded: &mut Vec<u8>) {
-    let at = recorded.len();
-    recorded.resize(at + mask.len().div_ceil(8), 0);
-    convert::pack_bits(mask, &mut recorded[at..]);
 }
 
 /// One pass over the magnitudes of those task vectors that have ranks to be found.
@@ -402,167 +400,8 @@ fn retain_between((low, high): (Cut, Cut), start: usize, delta: &[f32], out: &mu
     }
 }
 
-/// Drops what a mask says and divides the rest by the probability of being kept: d̂ = d · mask / `keep_probability`
-/// (DARE, Yu et al. 2024). Every `delta` becomes +0 where the mask is 0.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn drop_and_rescale(delta: &mut [f32], mask: &[f32], keep_probability: f32) {
-    assert_eq!(
-        delta.len(),
-        mask.len(),
-        "one mask element a task vector element"
-    );
-    for (d, keep) in delta.iter_mut().zip(mask) {
-        *d = if *keep == 0.0 { 0.0 } else { *d };
-    }
-    if keep_probability > 0.0 {
-        elementwise::scale(delta, 1.0 / keep_probability);
-    }
-}
-
-/// Random masks, drawn again whenever they are needed, unless a first pass has recorded them.
-struct Masks {
-    streams: Vec<mask::Stream>,
-    densities: Vec<f64>,
-    /// The rise of the keep probability, if it rises with the rank.
-    rising: Option<Vec<Rising>>,
-    /// Whether the masks hold inverse probabilities instead of ones.
-    inverse: bool,
-    grain: Grain,
-    /// How long the vectors are that are ranked, and how far apart their elements.
-    ranked: (usize, usize),
-    /// The masks of the first chunks as bits: block by block, task by task.
-    recorded: Vec<Vec<u8>>,
-}
-
-/// Recorded masks may take this many bytes; what is beyond is drawn twice.
-const RECORDED: usize = 64 << 20;
-
-impl Masks {
-    fn new(
-        group: &TensorGroup<'_>,
-        densities: &[f64],
-        epsilons: Option<&[f64]>,
-        rescale: Rescale,
-    ) -> Self {
-        let streams = (0..densities.len())
-            .map(|task| mask::Stream::new(group.seed, group.name, task as u32))
-            .collect();
-        // Ranks run along the last dimension of a matrix, along the second one of anything larger.
-        let ranked = match group.shape {
-            [] => (1, 1),
-            [n] => (*n, 1),
-            [_, rows, rest @ ..] => (*rows, rest.iter().product()),
-        };
-        let rising = epsilons.map(|epsilons| {
-            densities
-                .iter()
-                .zip(epsilons)
-                .map(|(density, epsilon)| rising(*density, *epsilon, ranked.0))
-                .collect()
-        });
-        Self {
-            streams,
-            densities: densities.to_vec(),
-            grain: if epsilons.is_some() {
-                Grain::Items
-            } else {
-                Grain::Elements
-            },
-            inverse: epsilons.is_some() && rescale == Rescale::Density,
-            rising,
-            ranked,
-            recorded: Vec::new(),
-        }
-    }
-
-    /// How many chunks, from the first on, may be recorded.
-    fn recorded_chunks(&self, group: &TensorGroup<'_>) -> usize {
-        let bits = group.chunk_len(self.grain) * self.streams.len();
-        RECORDED / (bits.div_ceil(8)).max(1)
-    }
-
-    /// Fills `mask` with what multiplies the elements of `delta`: 0 for those that are dropped.
-    fn draw(
-        &self,
-        group: &TensorGroup<'_>,
-        block: &Block<'_>,
-        task: usize,
-        delta: &[f32],
-        mask: &mut [f32],
-    ) {
-        let (density, start) = (self.densities[task], block.start as u64);
-        let Some(rising) = &self.rising else {
-            self.streams[task].keep_mask(start, density as f32, mask);
-            return;
-        };
-        if density >= 1.0 {
-            mask.fill(1.0);
-            return;
-        }
-        self.streams[task].uniform(start, mask);
-        let (len, stride) = self.ranked;
-        let item = group.item_len().max(1);
-        with_ranks(|ranks| {
-            for (delta, mask) in delta.chunks(item).zip(mask.chunks_mut(item)) {
-                let mut rank = |delta: &[f32], mask: &mut [f32]| {
-                    if self.inverse {
-                        ranks.apply_inverse(delta, rising[task], mask);
-                    } else {
-                        ranks.apply(delta, rising[task], mask);
-                    }
-                };
-                if stride == 1 {
-                    rank(delta, mask);
-                    continue;
-                }
-                for offset in 0..stride {
-                    let places = || (0..len).map(|i| i * stride + offset);
-                    let gathered: Vec<f32> = places().map(|i| delta[i]).collect();
-                    let mut numbers: Vec<f32> = places().map(|i| mask[i]).collect();
-                    rank(&gathered, &mut numbers);
-                    places()
-                        .zip(numbers)
-                        .for_each(|(i, number)| mask[i] = number);
-                }
-            }
-        });
-    }
-
-    fn apply(
-        &self,
-        group: &TensorGroup<'_>,
-        block: &Block<'_>,
-        task: usize,
-        delta: &[f32],
-        out: &mut [f32],
-    ) {
-        let recorded = self
-            .recorded
-            .get(block.chunk)
-            .filter(|bits| !bits.is_empty());
-        with_mask(block.len(), |mask| {
-            match recorded {
-                Some(bits) => {
-                    let within = block.start - block.chunk * group.chunk_len(self.grain);
-                    let full = group.block_len(self.grain);
-                    let skipped = within / full * full.div_ceil(8) * self.streams.len();
-                    let size = block.len().div_ceil(8);
-                    let at = skipped + task * size;
-                    convert::unpack_bits(&bits[at..at + size], mask);
-                }
-                None => self.draw(group, block, task, delta, mask),
-            }
-            sparse::retain_scaled(out, delta, mask);
-        });
-    }
-}
-
 thread_local! {
     static SCRATCH: Cell<Vec<Vec<f32>>> = Cell::default();
-    static MASK: Cell<Vec<f32>> = Cell::default();
-    static RANKS: Cell<Option<Box<RankMask>>> = Cell::default();
 }
 
 /// `count` buffers of `len` numbers, for one use at a time on a thread.
@@ -579,19 +418,6 @@ pub(crate) fn with_scratch(count: usize, len: usize, work: impl FnOnce(&mut [&mu
             .collect::<Vec<_>>(),
     );
     SCRATCH.set(scratch);
-}
-
-fn with_mask(len: usize, work: impl FnOnce(&mut [f32])) {
-    let mut mask = MASK.take();
-    mask.resize(len.max(mask.len()), 0.0);
-    work(&mut mask[..len]);
-    MASK.set(mask);
-}
-
-fn with_ranks(work: impl FnOnce(&mut RankMask)) {
-    let mut ranks = RANKS.take().unwrap_or_default();
-    work(&mut ranks);
-    RANKS.set(Some(ranks));
 }
 
 #[cfg(test)]
@@ -618,15 +444,6 @@ mod tests {
             (middle(0.0, 0.1, 10), middle(1.0, 0.1, 10)),
             ((9, 9), (0, 10))
         );
-    }
-
-    #[test]
-    fn dropping_leaves_no_trace_of_infinity() {
-        let mut delta = [1.0, f32::INFINITY, -2.0];
-        drop_and_rescale(&mut delta, &[1.0, 0.0, 1.0], 0.5);
-        assert_eq!(delta, [2.0, 0.0, -4.0]);
-        drop_and_rescale(&mut delta, &[1.0, 1.0, 0.0], 0.0);
-        assert_eq!(delta, [2.0, 0.0, 0.0]);
     }
 
     proptest! {
