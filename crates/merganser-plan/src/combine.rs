@@ -143,7 +143,7 @@ fn unsupported(document: &Document) -> Vec<Diagnostic> {
         match &tokenizer.source.value {
             TokenizerSource::Base => {}
             TokenizerSource::Union => {
-                found.push(later(tokenizer.source.span, "a union of tokenizers"))
+                found.push(later(tokenizer.source.span, "a union of tokenizers"));
             }
             TokenizerSource::Model(model) => {
                 if document.base_model.as_ref() != Some(model) {
@@ -320,7 +320,9 @@ impl Planner<'_> {
                 text.push_str(&format!("\n  and {more} more"));
             }
             let vocabulary = shapes.iter().any(|text| text.contains("vocabulary"));
-            let help = if vocabulary {
+            let help = if vocabulary && self.document.tokenizer.is_some() {
+                "the vocabularies differ, and the tokenizers do not tell how their rows belong together"
+            } else if vocabulary {
                 "the vocabularies differ: use `tokenizer_source: base` to re-index the rows by token, or \
                  --unsafe-truncate-embeddings to keep the common prefix of rows"
             } else {
@@ -652,15 +654,14 @@ impl Planner<'_> {
         described: &[(Dtype, Vec<usize>)],
     ) -> Result<Vec<usize>, Fault> {
         let first = &described[0].1;
-        if let Some(reindexing) = self.reindexing.filter(|_| roles::is_vocabulary(&row.name)) {
-            if described
+        if let Some(reindexing) = self.reindexing.filter(|_| roles::is_vocabulary(&row.name))
+            && described
                 .iter()
                 .all(|(_, shape)| !shape.is_empty() && shape[1..] == first[1..])
-            {
-                let mut shape = first.clone();
-                shape[0] = reindexing.rows;
-                return Ok(shape);
-            }
+        {
+            let mut shape = first.clone();
+            shape[0] = reindexing.rows;
+            return Ok(shape);
         }
         if described.iter().all(|(_, shape)| shape == first) {
             return Ok(first.clone());

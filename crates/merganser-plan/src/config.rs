@@ -123,15 +123,15 @@ impl Config {
         for list in PER_LAYER_LISTS {
             let mut at: Vec<&str> = path[..path.len() - 1].to_vec();
             at.push(list);
-            if let Some(Value::Array(items)) = self.get(&at) {
-                if Some(items.len() as u64) == old {
-                    let picked: Vec<Value> = origin
-                        .iter()
-                        .filter_map(|i| items.get(*i).cloned())
-                        .collect();
-                    if picked.len() == origin.len() {
-                        self.set(&at, &Value::Array(picked))?;
-                    }
+            if let Some(Value::Array(items)) = self.get(&at)
+                && Some(items.len() as u64) == old
+            {
+                let picked: Vec<Value> = origin
+                    .iter()
+                    .filter_map(|i| items.get(*i).cloned())
+                    .collect();
+                if picked.len() == origin.len() {
+                    self.set(&at, &Value::Array(picked))?;
                 }
             }
         }

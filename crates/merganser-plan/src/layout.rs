@@ -113,15 +113,15 @@ fn models_scope<'r>(
         .map(|source| source_scope(source, index))
         .collect();
     let base_model = base.map(index);
-    if let Some(base) = base {
-        if !sources.iter().any(|source| &source.model == base) {
-            scopes.push(SourceScope {
-                model: index(base),
-                parameters: None,
-                span: base.span,
-                range: None,
-            });
-        }
+    if let Some(base) = base
+        && !sources.iter().any(|source| &source.model == base)
+    {
+        scopes.push(SourceScope {
+            model: index(base),
+            parameters: None,
+            span: base.span,
+            range: None,
+        });
     }
     let span = sources.first().map_or(span, |source| source.model.span);
     SliceScope {
@@ -366,21 +366,21 @@ fn ranges_inside(
             .filter_map(|(_, layers)| layers.last().map(|last| last + 1))
             .max()
             .unwrap_or(0);
-        if let Some((start, end, span)) = source.range {
-            if end > layers {
-                errors.push(
-                    Diagnostic::error(format!(
-                        "layer_range [{start}, {end}] reaches beyond the model"
-                    ))
-                    .label(
-                        span,
-                        format!("{} has {layers} layers", models[source.model].label),
-                    )
-                    .help(format!(
-                        "the end is exclusive, so the largest range is [0, {layers}]"
-                    )),
-                );
-            }
+        if let Some((start, end, span)) = source.range
+            && end > layers
+        {
+            errors.push(
+                Diagnostic::error(format!(
+                    "layer_range [{start}, {end}] reaches beyond the model"
+                ))
+                .label(
+                    span,
+                    format!("{} has {layers} layers", models[source.model].label),
+                )
+                .help(format!(
+                    "the end is exclusive, so the largest range is [0, {layers}]"
+                )),
+            );
         }
     }
     errors
@@ -444,13 +444,11 @@ fn layer(
                 index,
                 suffix,
             } = Role::of(name)
+                && index == start + j
+                && belongs(stack)
+                && !parts.iter().any(|(_, known)| known == suffix)
             {
-                if index == start + j
-                    && belongs(stack)
-                    && !parts.iter().any(|(_, known)| known == suffix)
-                {
-                    parts.insert((stack.to_owned(), suffix.to_owned()));
-                }
+                parts.insert((stack.to_owned(), suffix.to_owned()));
             }
         }
     }

@@ -73,14 +73,15 @@ impl<'a> Role<'a> {
         let mut at = 0;
         for (i, word) in name.split('.').enumerate() {
             let end = at + word.len();
-            if i > 0 && end < name.len() {
-                if let Some(index) = number(word) {
-                    return Self::Layer {
-                        stack: &name[..at - 1],
-                        index,
-                        suffix: &name[end + 1..],
-                    };
-                }
+            if i > 0
+                && end < name.len()
+                && let Some(index) = number(word)
+            {
+                return Self::Layer {
+                    stack: &name[..at - 1],
+                    index,
+                    suffix: &name[end + 1..],
+                };
             }
             at = end + 1;
         }

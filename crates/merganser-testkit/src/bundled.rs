@@ -117,9 +117,9 @@ fn tuned(base: &[Weight], seed: u64, change: fn(&mut Random, &[usize], &mut [f32
 
 /// Full fine-tuning: every element moves a little.
 fn dense(random: &mut Random, _: &[usize], values: &mut [f32]) {
-    values
-        .iter_mut()
-        .for_each(|value| *value += noise(random, 0.006));
+    for value in values {
+        *value += noise(random, 0.006);
+    }
 }
 
 /// Sparse fine-tuning: one element in seven of each matrix moves, the norms stay.

@@ -23,24 +23,35 @@ const VOCABULARY: usize = 151_936;
 const RUNS: usize = 5;
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with("--"))
+        .collect();
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench-models");
     let models = ["base", "ft1", "ft2", "ft3"];
     for (k, model) in models.iter().enumerate() {
         generate(&dir.join(model), k);
     }
-    let size = std::fs::metadata(dir.join("base/model.safetensors")).unwrap().len();
+    let size = std::fs::metadata(dir.join("base/model.safetensors"))
+        .unwrap()
+        .len();
     let threads = std::thread::available_parallelism().unwrap().get();
-    println!("models of {:.2} GB, {threads} threads, best of {RUNS}", size as f64 / 1e9);
+    println!(
+        "models of {:.2} GB, {threads} threads, best of {RUNS}",
+        size as f64 / 1e9
+    );
 
-    println!("method              copy GB/s  floor s  wall s  ratio  durable s  CPU s  peak RSS MB");
+    println!(
+        "method              copy GB/s  floor s  wall s  ratio  durable s  CPU s  peak RSS MB"
+    );
     for (method, recipe, inputs) in recipes() {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == method) {
             continue;
         }
         let path = dir.join(format!("{method}.yml"));
         std::fs::write(&path, recipe).unwrap();
-        let (mut rate, mut best, mut durable, mut cpu, mut memory) = (0.0_f64, f64::MAX, f64::MAX, f64::MAX, 0.0_f64);
+        let (mut rate, mut best, mut durable, mut cpu, mut memory) =
+            (0.0_f64, f64::MAX, f64::MAX, f64::MAX, 0.0_f64);
         // The machine's speed drifts: the floor is measured in turn with the runs.
         for _ in 0..RUNS {
             rate = rate.max(copy_rate(&dir, size, threads));
@@ -61,11 +72,15 @@ fn main() {
 
 fn recipes() -> Vec<(&'static str, String, usize)> {
     let list = |names: &[&str], parameters: &str| -> String {
-        names.iter().map(|name| format!("  - model: ./{name}\n    parameters: {{{parameters}}}\n")).collect()
+        let entry = |name: &&str| format!("  - model: ./{name}\n    parameters: {{{parameters}}}");
+        names.iter().map(entry).collect::<Vec<_>>().join("\n") + "\n"
     };
     let tunes = ["ft1", "ft2", "ft3"];
     let based = |method: &str, parameters: &str| {
-        format!("merge_method: {method}\nbase_model: ./base\nmodels:\n{}", list(&tunes, parameters))
+        format!(
+            "merge_method: {method}\nbase_model: ./base\nmodels:\n{}",
+            list(&tunes, parameters)
+        )
     };
     vec![
         ("passthrough", "merge_method: passthrough\nmodels:\n  - model: ./ft1\n".into(), 1),
@@ -103,12 +118,24 @@ fn merge(dir: &Path, recipe: &Path, more: &[&str]) -> Run {
     let (mut memory, mut cpu) = (0.0, 0.0);
     loop {
         // Both figures only grow, so the last reading before the end is the peak, up to a few milliseconds.
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         if let Some(line) = status.lines().find(|line| line.starts_with("VmHWM")) {
-            memory = line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(memory * 1e3) / 1e3;
+            memory = line
+                .split_whitespace()
+                .nth(1)
+                .and_then(|kb| kb.parse::<f64>().ok())
+                .unwrap_or(memory * 1e3)
+                / 1e3;
         }
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-        let ticks: f64 = stat.split_whitespace().skip(13).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+        let ticks: f64 = stat
+            .split_whitespace()
+            .skip(13)
+            .take(2)
+            .filter_map(|t| t.parse::<f64>().ok())
+            .sum();
         cpu = f64::max(cpu, ticks / 100.0);
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success(), "{} failed", recipe.display());
@@ -116,7 +143,11 @@ fn merge(dir: &Path, recipe: &Path, more: &[&str]) -> Run {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    Run { wall: begun.elapsed().as_secs_f64(), cpu, memory }
+    Run {
+        wall: begun.elapsed().as_secs_f64(),
+        cpu,
+        memory,
+    }
 }
 
 /// Bytes read plus bytes written a second when copying one model file to another.
@@ -155,9 +186,15 @@ fn generate(dir: &Path, k: usize) {
         return;
     }
     std::fs::create_dir_all(dir).unwrap();
-    let mut tensors: Vec<(String, Vec<usize>)> = vec![("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN])];
+    let mut tensors: Vec<(String, Vec<usize>)> =
+        vec![("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN])];
     for layer in 0..LAYERS {
-        let mut add = |name: &str, shape: &[usize]| tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((
+                format!("model.layers.{layer}.{name}.weight"),
+                shape.to_vec(),
+            ))
+        };
         add("input_layernorm", &[HIDDEN]);
         add("mlp.down_proj", &[HIDDEN, INTERMEDIATE]);
         add("mlp.gate_proj", &[INTERMEDIATE, HIDDEN]);
@@ -180,22 +217,27 @@ fn generate(dir: &Path, k: usize) {
     header.push_str(&" ".repeat((8 - header.len() % 8) % 8));
     let unfinished = dir.join("unfinished");
     let mut file = std::io::BufWriter::with_capacity(1 << 20, File::create(&unfinished).unwrap());
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .unwrap();
     file.write_all(header.as_bytes()).unwrap();
     for (t, (name, shape)) in tensors.iter().enumerate() {
         let norm = name.contains("norm");
         for i in 0..shape.iter().product::<usize>() {
             let noise = |stream: u64| uniform((t as u64) << 40 | i as u64, stream);
-            let base = if norm { 1.0 + 0.05 * noise(0) } else { 0.04 * noise(0) };
+            let base = if norm {
+                1.0 + 0.05 * noise(0)
+            } else {
+                0.04 * noise(0)
+            };
             let first = 0.006 * noise(1);
             let value = match k {
-                0 => base,
                 1 => base + first,
                 2 if noise(2) > 0.4 => base + 0.006 * noise(3),
-                2 => base,
+                0 | 2 => base,
                 _ => base - 0.5 * first + 0.003 * noise(4),
             };
-            file.write_all(&((value.to_bits() + 0x8000 >> 16) as u16).to_le_bytes()).unwrap();
+            file.write_all(&(((value.to_bits() + 0x8000) >> 16) as u16).to_le_bytes())
+                .unwrap();
         }
     }
     file.flush().unwrap();
@@ -210,7 +252,9 @@ fn generate(dir: &Path, k: usize) {
 
 /// A number in −1..1 that depends on its index alone (the finaliser of SplitMix64).
 fn uniform(index: u64, stream: u64) -> f32 {
-    let mut z = index.wrapping_add(stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = index
+        .wrapping_add(stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0

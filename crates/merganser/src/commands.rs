@@ -42,7 +42,10 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
             pool()?;
             rebuild::run(rebuild, arguments.global.memory, output)
         }
-        Command::Completions { shell } => manual::completions(*shell, output),
+        Command::Completions { shell } => {
+            manual::completions(*shell);
+            Ok(())
+        }
         Command::Man { dir } => manual::pages(dir),
     }
 }

@@ -34,19 +34,9 @@ impl Output {
         }
     }
 
-    /// A result, on stdout. A reader that went away is no failure.
-    pub(crate) fn result(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        let _ = out.write_all(text.as_bytes());
-        if !text.ends_with('\n') {
-            let _ = out.write_all(b"\n");
-        }
-        let _ = out.flush();
-    }
-
     /// One JSON object, on a line of stdout.
-    pub(crate) fn event(&self, value: &serde_json::Value) {
-        self.result(&value.to_string());
+    pub(crate) fn event(value: &serde_json::Value) {
+        result(&value.to_string());
     }
 
     /// A remark, on stderr.
@@ -59,7 +49,9 @@ impl Output {
     /// A warning about the recipe.
     pub(crate) fn warning(&self, warning: &Diagnostic, source: &SourceText) {
         if self.json {
-            self.event(&serde_json::json!({ "event": "warning", "message": warning.message, "help": warning.help }));
+            Self::event(
+                &serde_json::json!({ "event": "warning", "message": warning.message, "help": warning.help }),
+            );
         } else if !self.quiet {
             let _ = writeln!(
                 std::io::stderr().lock(),
@@ -93,7 +85,7 @@ impl Output {
                     .collect(),
                 other => vec![serde_json::json!({ "message": other.to_string() })],
             };
-            self.event(&serde_json::json!({ "event": "error", "errors": errors }));
+            Self::event(&serde_json::json!({ "event": "error", "errors": errors }));
             return;
         }
         let text = match failure {
@@ -102,6 +94,16 @@ impl Output {
         };
         let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
     }
+}
+
+/// A result, on stdout. A reader that went away is no failure.
+pub(crate) fn result(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    if !text.ends_with('\n') {
+        let _ = out.write_all(b"\n");
+    }
+    let _ = out.flush();
 }
 
 /// Bytes for people: decimal units, as disks and networks are measured.

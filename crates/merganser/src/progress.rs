@@ -67,7 +67,9 @@ impl<'a> Progress<'a> {
         if self.said.fetch_max(tenths, Ordering::Relaxed) < tenths && !self.output.terminal {
             let seconds = self.begun.elapsed().as_secs_f64().max(1e-9);
             if self.output.json {
-                self.output.event(&json!({ "event": "progress", "bytes": done, "total": self.total.load(Ordering::Relaxed), "seconds": seconds }));
+                Output::event(
+                    &json!({ "event": "progress", "bytes": done, "total": self.total.load(Ordering::Relaxed), "seconds": seconds }),
+                );
             } else if seconds > 2.0 {
                 self.output.note(&format!(
                     "{:>3} %  {}/s",
@@ -90,7 +92,9 @@ impl Observer for Progress<'_> {
                 self.total.fetch_add(bytes, Ordering::Relaxed);
                 self.bar.inc_length(bytes);
                 if self.output.json {
-                    self.output.event(&json!({ "event": "started", "tensors": tensors, "bytes": bytes, "reused": reused }));
+                    Output::event(
+                        &json!({ "event": "started", "tensors": tensors, "bytes": bytes, "reused": reused }),
+                    );
                 } else if reused > 0 {
                     self.output.note(&format!(
                         "resuming: {reused} tensors of an earlier run are kept, {tensors} are left"
@@ -99,7 +103,7 @@ impl Observer for Progress<'_> {
             }
             Event::Survey => {
                 if self.output.json {
-                    self.output.event(&json!({ "event": "survey" }));
+                    Output::event(&json!({ "event": "survey" }));
                 }
                 self.bar.set_message("reading the whole model once");
             }

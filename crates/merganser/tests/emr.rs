@@ -45,14 +45,15 @@ fn write_case(folder: &Path, case: &golden::Case) {
 fn recipe(folder: &Path, name: &str, models: &[&str], more: &str) {
     let models: String = models
         .iter()
-        .map(|model| format!("  - model: {model}\n"))
-        .collect();
-    let text = format!("merge_method: emr\nbase_model: base\nmodels:\n{models}{more}");
+        .map(|model| format!("  - model: {model}"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let text = format!("merge_method: emr\nbase_model: base\nmodels:\n{models}\n{more}");
     std::fs::write(folder.join(name), text).unwrap();
 }
 
-fn read(path: PathBuf) -> BTreeMap<String, Tensor> {
-    golden::read_safetensors(&path)
+fn read(path: &Path) -> BTreeMap<String, Tensor> {
+    golden::read_safetensors(path)
 }
 
 fn read_json(path: PathBuf) -> Value {
@@ -72,7 +73,7 @@ fn golden_cases_through_the_program() {
         recipe(folder, "recipe.yml", &models, "");
         merganser(folder, &["merge", "recipe.yml", "merged"]).success();
 
-        let parts = read(folder.join("merged/emr.safetensors"));
+        let parts = read(&folder.join("merged/emr.safetensors"));
         let record = read_json(folder.join("merged/emr.json"));
         assert_eq!(record["base"], "base");
         assert_eq!(record["models"], json!(models));
@@ -113,7 +114,7 @@ fn golden_cases_through_the_program() {
         for (task, model) in models.iter().enumerate() {
             let out = format!("rebuilt{task}");
             merganser(folder, &["rebuild", "merged", "--task", model, &out]).success();
-            let rebuilt = read(folder.join(&out).join("model.safetensors"));
+            let rebuilt = read(&folder.join(&out).join("model.safetensors"));
             for name in case.names() {
                 let key = format!("model{task}/{name}");
                 assert_close(
@@ -175,7 +176,7 @@ fn write_models(folder: &Path) {
 fn model(folder: &Path) -> BTreeMap<String, Tensor> {
     let index = folder.join("model.safetensors.index.json");
     if !index.exists() {
-        return read(folder.join("model.safetensors"));
+        return read(&folder.join("model.safetensors"));
     }
     let files = read_json(index)["weight_map"].clone();
     let files = files
@@ -186,7 +187,7 @@ fn model(folder: &Path) -> BTreeMap<String, Tensor> {
     let files: std::collections::BTreeSet<String> = files.collect();
     files
         .into_iter()
-        .flat_map(|file| read(folder.join(file)))
+        .flat_map(|file| read(&folder.join(file)))
         .collect()
 }
 

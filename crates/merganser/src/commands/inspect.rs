@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &Inspect, output: &Output) -> Result<(), Failure> {
     };
     let filter = arguments.tensors.as_deref();
     if output.json {
-        output.event(&json!({
+        Output::event(&json!({
             "models": models.iter().map(|model| model_json(model, filter)).collect::<Vec<_>>(),
             "comparison": comparison.as_ref().map(|found| comparison_json(found, &models, filter)),
         }));
@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &Inspect, output: &Output) -> Result<(), Failure> {
     if let Some(comparison) = &comparison {
         text.push_str(&comparison_text(comparison, &models, filter));
     }
-    output.result(text.trim_end());
+    crate::output::result(text.trim_end());
     Ok(())
 }
 

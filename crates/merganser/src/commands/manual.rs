@@ -6,13 +6,11 @@ use clap::CommandFactory;
 use merganser::Failure;
 
 use crate::cli::Cli;
-use crate::output::Output;
 
-pub(crate) fn completions(shell: clap_complete::Shell, output: &Output) -> Result<(), Failure> {
+pub(crate) fn completions(shell: clap_complete::Shell) {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "merganser", &mut text);
-    output.result(&String::from_utf8_lossy(&text));
-    Ok(())
+    crate::output::result(&String::from_utf8_lossy(&text));
 }
 
 pub(crate) fn pages(dir: &Path) -> Result<(), Failure> {

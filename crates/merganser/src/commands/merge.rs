@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
     };
     let out = arguments.out.display();
     if output.json {
-        output.event(&json!({
+        Output::event(&json!({
             "event": "finished",
             "out": arguments.out.to_string_lossy(),
             "method": last.plan.method.info().name,

@@ -14,10 +14,10 @@ pub(crate) fn run(arguments: &Methods, output: &Output) -> Result<(), Failure> {
     let Some(name) = &arguments.name else {
         if output.json {
             for method in registry() {
-                output.event(&as_json(method.info()));
+                Output::event(&as_json(method.info()));
             }
         } else {
-            output.result(&list());
+            crate::output::result(&list());
         }
         return Ok(());
     };
@@ -29,9 +29,9 @@ pub(crate) fn run(arguments: &Methods, output: &Output) -> Result<(), Failure> {
         )));
     };
     if output.json {
-        output.event(&as_json(method.info()));
+        Output::event(&as_json(method.info()));
     } else {
-        output.result(&explain(method.info()));
+        crate::output::result(&explain(method.info()));
     }
     Ok(())
 }

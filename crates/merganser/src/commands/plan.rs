@@ -28,14 +28,14 @@ pub(crate) fn run(arguments: &Plan, global: &Global, output: &Output) -> Result<
             output.warning(warning, &planned.source);
         }
         if output.json {
-            output.event(&as_json(
+            Output::event(&as_json(
                 &planned.plan,
                 planned.name.as_deref(),
                 arguments,
                 threads,
             ));
         } else {
-            output.result(&as_text(
+            crate::output::result(&as_text(
                 &planned.plan,
                 planned.name.as_deref(),
                 arguments,

@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &Rebuild, memory: u64, output: &Output) -> Result<(
     }
     let tensors = plan.tensors().count();
     if output.json {
-        output.event(&json!({
+        Output::event(&json!({
             "event": "finished",
             "out": arguments.out.to_string_lossy(),
             "method": plan.method.info().name,

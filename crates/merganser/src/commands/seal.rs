@@ -8,7 +8,9 @@ use crate::output::Output;
 pub(crate) fn run(arguments: &Seal, output: &Output) -> Result<(), Failure> {
     let files = merganser::seal(&arguments.out, arguments.overwrite)?;
     if output.json {
-        output.event(&serde_json::json!({ "event": "sealed", "out": arguments.out.to_string_lossy(), "files": files }));
+        Output::event(
+            &serde_json::json!({ "event": "sealed", "out": arguments.out.to_string_lossy(), "files": files }),
+        );
     } else {
         output.note(&format!(
             "sealed {} files in {}",
