@@ -112,8 +112,7 @@ impl Observer for Progress<'_> {
                 self.tensors.fetch_add(1, Ordering::Relaxed);
                 if self.output.verbose {
                     if self.output.json {
-                        self.output
-                            .event(&json!({ "event": "tensor", "name": name, "bytes": bytes }));
+                        Output::event(&json!({ "event": "tensor", "name": name, "bytes": bytes }));
                     } else {
                         self.bar
                             .suspend(|| self.output.note(&format!("{name}  {}", human(bytes))));
