@@ -263,6 +263,15 @@ kernel! {
 }
 
 kernel! {
+    /// Whether every magnitude is at most `limit`, a positive number; NaN is not.
+    pub fn all_within(values: &[f32], limit: f32) -> bool {
+        // Magnitudes of non-negative floats order like their bits, with NaN above infinity.
+        let largest = values.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
+        largest <= limit.to_bits()
+    }
+}
+
+kernel! {
     /// Packs one bit a value, 1 for every value other than ±0, eight to a byte, lowest bit first.
     ///
     /// Unused bits of the last byte are 0.
@@ -294,6 +303,13 @@ kernel! {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn all_within_knows_the_limit_and_nan() {
+        let within = |values: &[f32]| super::all_within(values, 65504.0);
+        assert!(within(&[]) && within(&[0.0, -0.0, -65504.0]));
+        assert!(!within(&[65504.01]) && !within(&[1.0, f32::NAN]) && !within(&[f32::NEG_INFINITY]));
+    }
+
     use super::*;
     use crate::testing::{Bits, LENGTHS, at_all_levels, canonical};
     use proptest::prelude::*;

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use merganser_kernels::convert::{self, Float};
-use merganser_kernels::{elementwise, reduce};
+use merganser_kernels::elementwise;
 use rayon::prelude::*;
 
 use crate::{MethodError, Program, Settings};
@@ -594,7 +594,7 @@ impl TensorGroup<'_> {
                 (f32::MAX, "float32", "; check the weights of the recipe")
             }
         };
-        if self.allow_nonfinite || reduce::max_abs(merged) <= limit && convert::all_finite(merged) {
+        if self.allow_nonfinite || convert::all_within(merged, limit) {
             return Ok(());
         }
         let at = merged

@@ -7,13 +7,18 @@
 
 use std::path::Path;
 
-use merganser_methods::{CHUNK, Encoding, Input, Program, Source, Survey, TensorGroup};
+use merganser_kernels::convert::{self, Float};
+use merganser_methods::{
+    CHUNK, Encoding, Input, MethodError, Program, Source, Survey, TensorGroup,
+};
 use merganser_plan::{Action, InputRef, Output, Plan, kernel_float};
 use merganser_store::journal::{Entry, Journal};
 use merganser_store::publish::Staging;
 use merganser_store::shard::ShardFile;
 use rayon::prelude::*;
+use twox_hash::XxHash3_128;
 
+use crate::sources::Pool;
 use crate::{Event, Observer, Provenance, RunError, seal, sources, survey};
 
 /// Bytes of a piece of a tensor that is copied as it is.
@@ -74,6 +79,7 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
         files: Vec::new(),
         observer,
         survey: Survey::default(),
+        pool: Pool::default(),
     };
     let mut pending = work.open_files(staging.files(), &shards, &finished)?;
     let bytes = pending.iter().map(|i| work.cost(&plan.outputs[*i])).sum();
@@ -137,9 +143,19 @@ struct Work<'a> {
     files: Vec<Option<ShardFile>>,
     observer: &'a dyn Observer,
     survey: Survey,
+    pool: Pool,
 }
 
 impl Work<'_> {
+    /// Buffers for the inputs of a tensor that is read several times, if they fit a quarter of the budget; larger ones
+    /// are read from the file every time.
+    fn pool_for(&self, output: &Output) -> Option<&Pool> {
+        let plan = self.job.plan;
+        let fits = plan.input_bytes_of(output) <= self.job.memory / 4;
+        let large = output.elements() > CHUNK;
+        (fits && large && plan.passes(output) > 1).then_some(&self.pool)
+    }
+
     /// Opens the files of the given shards and says which of their tensors are still to be written.
     fn open_files(
         &mut self,
@@ -224,7 +240,7 @@ impl Work<'_> {
             Action::Identical(inputs) => self.copy(output, inputs)?,
             Action::Cast { input, encoding } => {
                 let settings = merganser_methods::Settings::default();
-                let opened = Opened::new(self.job.plan, std::slice::from_ref(input))?;
+                let opened = Opened::new(self.job.plan, std::slice::from_ref(input), None)?;
                 let group = opened.group(self.job, output, None, &settings);
                 let copy = Program::values(|block, out| out.copy_from_slice(block.input(0)));
                 self.merge(output, &group, &copy, *encoding)?
@@ -235,7 +251,7 @@ impl Work<'_> {
                 settings,
                 encoding,
             } => {
-                let opened = Opened::new(self.job.plan, inputs)?;
+                let opened = Opened::new(self.job.plan, inputs, self.pool_for(output))?;
                 let group = opened.group(self.job, output, *base, settings);
                 let method = self.job.plan.method;
                 let program = match output.extra {
@@ -268,7 +284,7 @@ impl Work<'_> {
         group: &TensorGroup<'_>,
         program: &Program<'_>,
         encoding: Encoding,
-    ) -> Result<(usize, Vec<blake3::Hash>), RunError> {
+    ) -> Result<(usize, Vec<u128>), RunError> {
         let file = self.file(output)?;
         let per_element = self.job.plan.input_bytes_of(output) / (output.elements().max(1) as u64);
         let hashes = group.run(program, encoding, |start, bytes| {
@@ -278,17 +294,13 @@ impl Work<'_> {
             self.observer.event(Event::Progress {
                 bytes: read + bytes.len() as u64,
             });
-            Ok(blake3::hash(bytes))
+            Ok(fingerprint(bytes))
         })?;
         Ok((encoding.bytes(group.chunk_len(program.grain)), hashes))
     }
 
     /// Copies the bytes of the first input, after comparing all others with it.
-    fn copy(
-        &self,
-        output: &Output,
-        inputs: &[InputRef],
-    ) -> Result<(usize, Vec<blake3::Hash>), RunError> {
+    fn copy(&self, output: &Output, inputs: &[InputRef]) -> Result<(usize, Vec<u128>), RunError> {
         let plan = self.job.plan;
         let file = self.file(output)?;
         let found: Vec<_> = inputs
@@ -304,8 +316,8 @@ impl Work<'_> {
         let hashes = (0..pieces)
             .into_par_iter()
             .map_init(
-                || (Vec::new(), Vec::new(), Vec::new()),
-                |(bytes, other, values), k| {
+                || (Vec::new(), Vec::new()),
+                |(bytes, other), k| {
                     let at = k * PIECE;
                     let len = PIECE.min(output.nbytes as usize - at);
                     bytes.resize(len, 0);
@@ -323,26 +335,21 @@ impl Work<'_> {
                             });
                         }
                     }
-                    if let Some(kind) = check {
-                        values.resize(len / kind.size(), 0.0);
-                        merganser_kernels::convert::decode(kind, bytes, values);
-                        if !merganser_kernels::convert::all_finite(values) {
-                            let index = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
-                            return Err(RunError::Method(
-                                merganser_methods::MethodError::NonFinite {
-                                    tensor: output.name.clone(),
-                                    model: plan.models[inputs[0].model].label.clone(),
-                                    index: at / kind.size() + index,
-                                    value: values[index],
-                                },
-                            ));
-                        }
+                    if let Some((element, value)) =
+                        check.and_then(|kind| first_nonfinite(kind, bytes))
+                    {
+                        return Err(RunError::Method(MethodError::NonFinite {
+                            tensor: output.name.clone(),
+                            model: plan.models[inputs[0].model].label.clone(),
+                            index: at / output.dtype.size() + element,
+                            value,
+                        }));
                     }
                     file.write_at(output.offset + at as u64, bytes)?;
                     self.observer.event(Event::Progress {
                         bytes: len as u64 * (inputs.len() as u64 + 1),
                     });
-                    Ok(blake3::hash(bytes))
+                    Ok(fingerprint(bytes))
                 },
             )
             .collect::<Result<Vec<_>, RunError>>()?;
@@ -368,7 +375,12 @@ pub(crate) struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    pub(crate) fn new(plan: &'a Plan, inputs: &'a [InputRef]) -> Result<Self, RunError> {
+    /// Opens the inputs; with a pool, reads those that lie in a file as they are into memory at once.
+    pub(crate) fn new(
+        plan: &'a Plan,
+        inputs: &'a [InputRef],
+        pool: Option<&'a Pool>,
+    ) -> Result<Self, RunError> {
         let sources = inputs
             .iter()
             .map(|input| {
@@ -376,7 +388,10 @@ impl<'a> Opened<'a> {
                 match &input.rows {
                     Some(map) => sources::open_reordered(plan, input, map),
                     None if input.packed => sources::open_packed(model, &input.tensor),
-                    None => sources::open(model, &input.tensor),
+                    None => match pool {
+                        Some(pool) => sources::open_held(model, &input.tensor, pool),
+                        None => sources::open(model, &input.tensor),
+                    },
                 }
             })
             .collect::<Result<_, _>>()?;
@@ -427,11 +442,31 @@ impl<'a> Opened<'a> {
     }
 }
 
+/// The first element that is not a finite number, and its value.
+fn first_nonfinite(kind: Float, bytes: &[u8]) -> Option<(usize, f32)> {
+    let mut values = [0.0; 2048];
+    for (i, block) in bytes.chunks(values.len() * kind.size()).enumerate() {
+        let found = &mut values[..block.len() / kind.size()];
+        convert::decode(kind, block, found);
+        if !convert::all_finite(found) {
+            let at = found.iter().position(|x| !x.is_finite()).unwrap_or(0);
+            return Some((i * 2048 + at, found[at]));
+        }
+    }
+    None
+}
+
+/// Tells a damaged piece from a whole one after a crash. Against accidents, not against forgery, so a hash that runs at
+/// memory speed will do.
+fn fingerprint(bytes: &[u8]) -> u128 {
+    XxHash3_128::oneshot(bytes)
+}
+
 /// Size of the hashed pieces and a hash over their hashes.
-fn digest(piece: usize, hashes: &[blake3::Hash]) -> String {
+fn digest(piece: usize, hashes: &[u128]) -> String {
     let mut all = blake3::Hasher::new();
     for hash in hashes {
-        all.update(hash.as_bytes());
+        all.update(&hash.to_le_bytes());
     }
     format!("{piece}:{}", all.finalize().to_hex())
 }
@@ -457,7 +492,7 @@ fn intact(file: &ShardFile, output: &Output, entry: &Entry) -> bool {
         if file.read_at(output.offset + at, &mut bytes).is_err() {
             return false;
         }
-        hashes.push(blake3::hash(&bytes));
+        hashes.push(fingerprint(&bytes));
         at += bytes.len() as u64;
     }
     digest(piece, &hashes) == entry.digest

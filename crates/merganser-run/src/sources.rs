@@ -1,6 +1,7 @@
 //! Input tensors as streams of f32: straight from a file, or with a LoRA update added on the way.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use merganser_kernels::convert::{self, Float};
 use merganser_kernels::elementwise;
@@ -8,6 +9,7 @@ use merganser_methods::Source;
 use merganser_plan::{InputRef, Model, Plan, RowMap, kernel_float};
 use merganser_store::adapter::Delta;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
+use rayon::prelude::*;
 
 use crate::RunError;
 use crate::rows::Reordered;
@@ -19,10 +21,15 @@ struct Stored<'a> {
     checkpoint: &'a Checkpoint,
     info: &'a TensorInfo,
     kind: Float,
+    /// All its bytes, if they were read at once.
+    held: Option<Held<'a>>,
 }
 
 impl Source for Stored<'_> {
     fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
+        if self.held.is_some() {
+            return Ok(());
+        }
         let size = self.kind.size();
         raw.resize(range.len() * size, 0);
         self.checkpoint
@@ -30,11 +37,53 @@ impl Source for Stored<'_> {
         Ok(())
     }
 
-    fn decode(&self, raw: &[u8], _first: usize, skip: usize, out: &mut [f32]) {
+    fn decode(&self, raw: &[u8], first: usize, skip: usize, out: &mut [f32]) {
+        let (bytes, start) = match &self.held {
+            Some(held) => (held.bytes.as_slice(), first + skip),
+            None => (raw, skip),
+        };
         let size = self.kind.size();
-        convert::decode(self.kind, &raw[skip * size..(skip + out.len()) * size], out);
+        convert::decode(
+            self.kind,
+            &bytes[start * size..(start + out.len()) * size],
+            out,
+        );
     }
 }
+
+/// Buffers for whole tensors, used again and again: the first touch of a page costs several times the copy.
+#[derive(Default)]
+pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
+
+/// A whole tensor in a buffer of a pool.
+struct Held<'a> {
+    bytes: Vec<u8>,
+    pool: &'a Pool,
+}
+
+impl<'a> Held<'a> {
+    fn read(checkpoint: &Checkpoint, info: &TensorInfo, pool: &'a Pool) -> Result<Self, RunError> {
+        let free = || pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut bytes = free().unwrap_or_default();
+        let len = info.nbytes as usize;
+        bytes.resize(len.max(bytes.len()), 0);
+        bytes[..len]
+            .par_chunks_mut(PIECE)
+            .enumerate()
+            .try_for_each(|(i, piece)| checkpoint.read(info, (i * PIECE) as u64, piece))?;
+        Ok(Self { bytes, pool })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Bytes read at once into a held tensor.
+const PIECE: usize = 1 << 20;
 
 /// A tensor of bits, eight to a byte, least significant first: 1 where a bit is set, 0 where it is not.
 struct Packed<'a> {
@@ -247,7 +296,27 @@ fn stored<'a>(checkpoint: &'a Checkpoint, info: &'a TensorInfo) -> Result<Stored
         checkpoint,
         info,
         kind,
+        held: None,
     })
+}
+
+/// Opens the stream of a tensor that is read several times, with all its bytes in memory.
+///
+/// # Errors
+/// Those of [`open`].
+pub(crate) fn open_held<'a>(
+    model: &'a Model,
+    tensor: &str,
+    pool: &'a Pool,
+) -> Result<Box<dyn Source + 'a>, RunError> {
+    match model.info(tensor) {
+        Some(info) if model.deltas(tensor).is_empty() => {
+            let mut source = stored(&model.checkpoint, info)?;
+            source.held = Some(Held::read(&model.checkpoint, info, pool)?);
+            Ok(Box::new(source))
+        }
+        _ => open(model, tensor),
+    }
 }
 
 /// A whole tensor as f32: for the small factors of adapters only.

@@ -42,7 +42,7 @@ pub(crate) fn take(
             ..
         } = &output.action
         {
-            opened.push((output, *base, settings, Opened::new(plan, inputs)?));
+            opened.push((output, *base, settings, Opened::new(plan, inputs, None)?));
         }
     }
     opened.sort_by(|a, b| a.0.name.cmp(&b.0.name));
