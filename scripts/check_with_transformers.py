@@ -127,10 +127,13 @@ def merge_in_torch(recipe, folder):
             deltas = [s[name] - base[name] for s, _ in others]
             if method == "ties":
                 deltas = [trim(d, pick(p, "density", 1.0)) for d, (_, p) in zip(deltas, others)]
-            deltas = [w * d for w, d in zip(ws, deltas)]
+            deltas = [(torch.tensor(w, dtype=torch.float32) * d.float()).double() for w, d in zip(ws, deltas)]
             mixed = sum(deltas)
             if method == "ties":
-                elected = torch.where(mixed >= 0, 1.0, -1.0)
+                # Deltas of bf16 models are few whole steps, so votes often cancel up to rounding. Which sign such an
+                # element gets is chance; in f32, model by model, it is the chance merganser takes.
+                votes = sum(d.float() for d in deltas)
+                elected = torch.where(votes >= 0, 1.0, -1.0).double()
                 match = [d.sign() == elected for d in deltas]
                 mixed = sum(d * m for d, m in zip(deltas, match))
                 divisor = sum(w * m for w, m in zip(ws, match))

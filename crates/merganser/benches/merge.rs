@@ -3,6 +3,8 @@
 //! `cargo bench -p merganser --bench merge [-- METHOD…]` generates a base and three fine-tunes (bf16, about 1 GB each)
 //! under the target folder, measures how fast the machine copies one file to another (page cache warm, as many
 //! threads), and runs the program once for each method, several times. Floor = (bytes in + bytes out) ÷ copy rate.
+//! The models lie under the target folder, or in `MERGANSER_BENCH_DIR`: a tmpfs there leaves the disk out of the figures,
+//! which a slow one otherwise dominates once the kernel starts to write back.
 //! Printed are the best wall time, its ratio to the floor, CPU seconds and peak resident memory. Quote the ratios:
 //! seconds depend on the machine.
 
@@ -27,7 +29,10 @@ fn main() {
         .skip(1)
         .filter(|a| !a.starts_with("--"))
         .collect();
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench-models");
+    let dir = std::env::var_os("MERGANSER_BENCH_DIR").map_or_else(
+        || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench-models"),
+        PathBuf::from,
+    );
     let models = ["base", "ft1", "ft2", "ft3"];
     for (k, model) in models.iter().enumerate() {
         generate(&dir.join(model), k);
@@ -193,7 +198,7 @@ fn generate(dir: &Path, k: usize) {
             tensors.push((
                 format!("model.layers.{layer}.{name}.weight"),
                 shape.to_vec(),
-            ))
+            ));
         };
         add("input_layernorm", &[HIDDEN]);
         add("mlp.down_proj", &[HIDDEN, INTERMEDIATE]);
