@@ -11,6 +11,7 @@ compared with those of a model whose weights are merged here, in float64, from t
 task_arithmetic, ties, slerp, passthrough with slices. Other methods are only loaded and run.
 """
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import tempfile
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "target" / "release" / "merganser"
@@ -37,9 +40,6 @@ def weights(reference, folder):
     path, _, adapter = reference.partition("+")
     state = {k: v.double() for k, v in load(folder / path).state_dict().items()}
     if adapter:
-        from safetensors.torch import load_file
-        import json
-
         config = json.loads((folder / adapter / "adapter_config.json").read_text())
         tensors = load_file(folder / adapter / "adapter_model.safetensors")
         for name in [n for n in tensors if n.endswith("lora_A.weight")]:
@@ -168,6 +168,7 @@ def check(path, out):
 
 
 def main():
+    logging.disable_progress_bar()
     if len(sys.argv) == 3:
         good = check(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
     else:

@@ -68,6 +68,9 @@ pub enum RunError {
         /// The tensor that needs most.
         tensor: String,
     },
+    /// Threads could not be started.
+    #[error("cannot start threads: {0}")]
+    Threads(rayon::ThreadPoolBuildError),
     /// A part's number is out of range.
     #[error("there is no part {part} of {parts}: parts count from 1 to {parts}")]
     NoSuchPart {

@@ -44,13 +44,24 @@ pub struct Merge<'a> {
     pub provenance: &'a Provenance,
 }
 
-/// Carries a merge out on the current rayon pool.
+/// Carries a merge out on the current rayon pool, or on fewer threads if the budget asks for it: half of it is for the
+/// buffers of threads, a quarter for held tensors, the rest for statistics.
 ///
 /// # Errors
 /// Unreadable or unsuitable inputs, a full disk, an output folder that holds something else. The output folder is
 /// then as it was before; what was finished is kept in the staging folder and reused by the next run.
 pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
-    fits_memory(job)?;
+    let threads = affordable_threads(job)?;
+    if threads < rayon::current_num_threads() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        return pool
+            .map_err(RunError::Threads)?
+            .install(|| carry_out(job, observer));
+    }
+    carry_out(job, observer)
+}
+
+fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     let plan = job.plan;
     let mut staging = match job.part {
         None => Staging::begin(job.out, job.overwrite)?,
@@ -112,9 +123,10 @@ fn shards_outputs(plan: &Plan, shards: &[usize]) -> usize {
         .sum()
 }
 
-fn fits_memory(job: &Merge<'_>) -> Result<(), RunError> {
+/// How many threads have room for their buffers.
+fn affordable_threads(job: &Merge<'_>) -> Result<usize, RunError> {
     let Some((needed, tensor)) = job.plan.thread_bytes() else {
-        return Ok(());
+        return Ok(usize::MAX);
     };
     if needed > job.memory {
         return Err(RunError::Memory {
@@ -123,7 +135,7 @@ fn fits_memory(job: &Merge<'_>) -> Result<(), RunError> {
             tensor: tensor.to_owned(),
         });
     }
-    Ok(())
+    Ok((job.memory / 2 / needed.max(1)).max(1) as usize)
 }
 
 /// Bytes in the unit people use.
