@@ -187,7 +187,7 @@ fn action(plan: &Planned, tensor: &Tensor) -> &'static str {
 
 fn tensor_text(plan: &Planned, tensor: &Tensor) -> String {
     let mut text = format!(
-        "{}  {:?} {}  {}  t = {:.4}\n",
+        "{}  {:?} {}  {}  gradient position {:.3}\n",
         tensor.name,
         tensor.shape,
         tensor.dtype,
@@ -218,9 +218,21 @@ fn tensor_text(plan: &Planned, tensor: &Tensor) -> String {
 fn pairs(values: &BTreeMap<&'static str, Setting>) -> String {
     values
         .iter()
-        .map(|(name, value)| format!("{name} = {value}"))
+        .map(|(name, value)| match value {
+            Setting::Float(x) => format!("{name} = {}", short(*x)),
+            other => format!("{name} = {other}"),
+        })
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// A number with as many digits as a reader wants.
+fn short(x: f64) -> String {
+    if x != 0.0 && x.abs() < 1e-4 {
+        return format!("{x:e}");
+    }
+    let text = format!("{x:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn as_json(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize) -> Value {
