@@ -6,7 +6,7 @@
 //! exposes, and shown with the same [`Diagnostic`].
 //!
 //! ```
-//! use merganser_recipe::{ParseOptions, Recipe};
+//! use merganser_recipe::{ParseOptions, Prior, Recipe};
 //!
 //! let text = "merge_method: linear
 //! models:
@@ -45,7 +45,8 @@ pub use dtype::FloatType;
 pub use model_ref::{AdapterRef, ModelRef, ModelRefError};
 pub use nearest::nearest;
 pub use recipe::{
-    Body, Document, Module, ParseOptions, Recipe, Slice, Source, TokenizerSource, TokenizerSpec,
+    Body, Calibration, Document, Module, ParseOptions, Prior, Recipe, Slice, Source,
+    TokenizerSource, TokenizerSpec,
 };
 pub use setting::{Case, Parameters, Setting};
 pub use span::{SourceText, Span, Spanned};

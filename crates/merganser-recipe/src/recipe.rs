@@ -45,6 +45,10 @@ pub struct Document {
     pub chat_template: Option<Spanned<String>>,
     /// Seed of random methods; a key mergekit does not have.
     pub seed: Option<Spanned<u64>>,
+    /// The data-free merge that a calibrated method starts from; a key mergekit does not have.
+    pub prior: Option<Prior>,
+    /// What all models' calibration data have in common; a key mergekit does not have.
+    pub calibration: Option<Calibration>,
     /// The whole document.
     pub span: Span,
 }
@@ -93,6 +97,38 @@ pub struct Source {
     pub layer_range: Option<Spanned<[u64; 2]>>,
     /// Parameters of this input, before those of the slice.
     pub parameters: Parameters,
+    /// Samples of the task this model was fine-tuned for; a key mergekit does not have.
+    pub calibration: Option<Calibration>,
+    /// The whole entry.
+    pub span: Span,
+}
+
+/// The data-free merge that a calibrated method starts from, and falls back to where its data say nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prior {
+    /// The method's name as written.
+    pub merge_method: Spanned<String>,
+    /// Parameters for the whole merge, before those of the document.
+    pub parameters: Parameters,
+    /// The whole entry.
+    pub span: Span,
+}
+
+/// Unlabelled samples of one task, or moments that were taken from them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calibration {
+    /// A file of samples, a folder of images or a file of moments.
+    pub data: Option<Spanned<String>>,
+    /// The column of text in a table.
+    pub column: Option<Spanned<String>>,
+    /// What the names of ready tensors begin with in a file of several splits.
+    pub prefix: Option<Spanned<String>>,
+    /// At most so many samples.
+    pub samples: Option<Spanned<u64>>,
+    /// Longer texts are cut to so many tokens.
+    pub max_length: Option<Spanned<u64>>,
+    /// Which samples are chosen where there are more.
+    pub seed: Option<Spanned<u64>>,
     /// The whole entry.
     pub span: Span,
 }

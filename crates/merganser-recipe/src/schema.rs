@@ -67,6 +67,8 @@ mod tests {
             ("$defs/model/anyOf/1", keys::MODEL),
             ("$defs/path/anyOf/1", keys::PATH),
             ("$defs/tokenizer", keys::TOKENIZER),
+            ("$defs/prior/anyOf/1", keys::PRIOR),
+            ("$defs/calibration/anyOf/1", keys::CALIBRATION),
         ] {
             let mut keys = keys.to_vec();
             keys.sort_unstable();

@@ -213,6 +213,11 @@ impl Reader {
             .required(&fields, "model", what, example)
             .and_then(|entry| self.model(&entry.value, "`model`", "model: org/model"));
         let parameters = self.parameters(&fields);
+        let calibration = if in_slice {
+            None
+        } else {
+            self.calibration(&fields)
+        };
         let layer_range = if in_slice {
             let range = self
                 .required(&fields, "layer_range", what, "layer_range: [0, 16]")
@@ -225,6 +230,7 @@ impl Reader {
             model: model?,
             layer_range,
             parameters,
+            calibration,
             span: node.span,
         })
     }

@@ -32,6 +32,8 @@ impl Reader {
         let seed = fields
             .get("seed")
             .and_then(|entry| self.whole(&entry.value, "`seed`", 0, "seed: 42"));
+        let prior = self.prior(&fields);
+        let calibration = self.calibration(&fields);
         Some(Document {
             name,
             merge_method: merge_method?,
@@ -43,6 +45,8 @@ impl Reader {
             tokenizer,
             chat_template,
             seed,
+            prior,
+            calibration,
             span: node.span,
         })
     }

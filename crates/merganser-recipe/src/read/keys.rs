@@ -14,12 +14,17 @@ pub(crate) const DOCUMENT: &[&str] = &[
     "tokenizer_source",
     "chat_template",
     "seed",
+    "prior",
+    "calibration",
 ];
 pub(crate) const MODULE: &[&str] = &["models", "slices", "parameters"];
 pub(crate) const SLICE: &[&str] = &["sources", "base_model", "parameters", "residual_weight"];
-pub(crate) const INPUT: &[&str] = &["model", "parameters"];
+pub(crate) const INPUT: &[&str] = &["model", "parameters", "calibration"];
 pub(crate) const SOURCE: &[&str] = &["model", "layer_range", "parameters"];
 pub(crate) const CASE: &[&str] = &["value", "filter"];
 pub(crate) const MODEL: &[&str] = &["model", "lora", "override_architecture"];
 pub(crate) const PATH: &[&str] = &["path", "revision"];
 pub(crate) const TOKENIZER: &[&str] = &["source", "tokens", "pad_to_multiple_of"];
+pub(crate) const PRIOR: &[&str] = &["merge_method", "parameters"];
+pub(crate) const CALIBRATION: &[&str] =
+    &["data", "column", "prefix", "samples", "max_length", "seed"];

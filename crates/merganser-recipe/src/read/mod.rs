@@ -3,6 +3,7 @@
 //! A function that reads something returns `None` after it has noted why it could not.
 
 mod body;
+mod calibration;
 mod document;
 pub(crate) mod keys;
 mod leaf;
