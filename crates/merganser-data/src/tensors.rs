@@ -1,0 +1,425 @@
+//! Samples that are tensors already: pixels, token ids, masks, labels, from safetensors or NumPy files.
+//!
+//! | tensor | type | shape |
+//! |---|---|---|
+//! | `pixel_values` | floating point, normalised | (N, C, H, W) |
+//! | `pixels`, `images`, or `pixel_values` of u8 | u8; rescaled and normalised as the model says | (N, H, W, C), (N, H, W) or (N, C, H, W) |
+//! | `input_ids` | integers | (N, S) |
+//! | `attention_mask`, `token_type_ids` | integers or booleans | (N, S) |
+//! | `decoder_input_ids`, `decoder_attention_mask` | integers | (N, S′) |
+//! | `labels` | integers (classes) or floating point (scores) | (N) |
+//!
+//! Names may have a prefix, `test.input_ids`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use merganser_kernels::convert::{Float, decode};
+use merganser_store::Dtype;
+use merganser_store::checkpoint::{Checkpoint, TensorInfo};
+use npyz::{NpyFile, Order, TypeChar};
+
+use crate::error::{Error, Result, list};
+
+/// The tensors that are read, and what each may be called.
+const KNOWN: [(&str, &[&str]); 7] = [
+    ("pixel_values", &["pixel_values", "pixels", "images"]),
+    ("input_ids", &["input_ids"]),
+    ("attention_mask", &["attention_mask"]),
+    ("token_type_ids", &["token_type_ids"]),
+    ("decoder_input_ids", &["decoder_input_ids"]),
+    ("decoder_attention_mask", &["decoder_attention_mask"]),
+    ("labels", &["labels", "label"]),
+];
+
+/// Tensors of one set of samples, by the names of the table above without prefix.
+#[derive(Debug)]
+pub(crate) struct TensorFile {
+    tensors: BTreeMap<&'static str, Array>,
+    path: PathBuf,
+    /// Names of classes from the file's metadata (`classes`, a JSON list).
+    pub(crate) class_names: Option<Vec<String>>,
+}
+
+/// One tensor, read as rows.
+#[derive(Debug)]
+pub(crate) struct Array {
+    pub(crate) path: PathBuf,
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// On disk, read row by row.
+    File {
+        checkpoint: std::sync::Arc<Checkpoint>,
+        info: TensorInfo,
+    },
+    Bytes(Vec<u8>),
+    Floats(Vec<f32>),
+    Integers(Vec<i64>),
+}
+
+/// What the elements of an array are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Element {
+    Byte,
+    Float,
+    Integer,
+}
+
+impl TensorFile {
+    pub(crate) fn safetensors(path: &Path, split: Option<&str>) -> Result<Self> {
+        let checkpoint = std::sync::Arc::new(Checkpoint::open(path)?);
+        let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
+        let prefix = prefix(path, &names, split)?;
+        let mut tensors = BTreeMap::new();
+        for (key, aliases) in KNOWN {
+            for alias in aliases {
+                let name = format!("{prefix}{alias}");
+                if let Some(info) = checkpoint.tensors().get(&name) {
+                    let array = Array {
+                        path: path.to_owned(),
+                        name,
+                        shape: info.shape.clone(),
+                        data: Data::File {
+                            checkpoint: checkpoint.clone(),
+                            info: info.clone(),
+                        },
+                    };
+                    tensors.entry(key).or_insert(array);
+                }
+            }
+        }
+        let class_names = metadata(path)?
+            .get("classes")
+            .and_then(|text| serde_json::from_str(text).ok());
+        Ok(Self {
+            tensors,
+            path: path.to_owned(),
+            class_names,
+        })
+    }
+
+    pub(crate) fn npy(files: &[(String, PathBuf)], split: Option<&str>) -> Result<Self> {
+        let path = match files {
+            [(_, path)] => path.clone(),
+            _ => files
+                .first()
+                .and_then(|(_, path)| path.parent())
+                .map(Path::to_owned)
+                .unwrap_or_default(),
+        };
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let known = |name: &str| KNOWN.iter().any(|(_, aliases)| aliases.contains(&name));
+        let mut tensors = BTreeMap::new();
+        if let [(name, file)] = files
+            && !known(name.rsplit('.').next().unwrap_or(name))
+        {
+            // A single array under any name is told by its type and shape.
+            let array = read_npy(name, file)?;
+            let key = match (array.element(), array.shape.len()) {
+                (Element::Byte, 3 | 4) | (Element::Float, 4) => "pixel_values",
+                (Element::Integer, 2) => "input_ids",
+                _ => {
+                    return Err(Error::tensor(
+                        file,
+                        name,
+                        format!(
+                            "shape {:?} is neither pixels (N, H, W, C) nor token ids (N, S)",
+                            array.shape
+                        ),
+                    ));
+                }
+            };
+            tensors.insert(key, array);
+        } else {
+            let prefix = prefix(&path, &names, split)?;
+            for (key, aliases) in KNOWN {
+                for alias in aliases {
+                    let wanted = format!("{prefix}{alias}");
+                    if let Some((name, file)) = files.iter().find(|(name, _)| *name == wanted) {
+                        let array = read_npy(name, file)?;
+                        tensors.entry(key).or_insert(array);
+                    }
+                }
+            }
+        }
+        Ok(Self {
+            tensors,
+            path,
+            class_names: None,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn take(&mut self, name: &str) -> Option<Array> {
+        self.tensors.remove(name)
+    }
+}
+
+/// The metadata of a safetensors file. Its header was validated before.
+fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
+    use std::io::Read;
+    let failed = |cause| Error::io("read", path, cause);
+    let mut file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut prefix = [0; 8];
+    file.read_exact(&mut prefix).map_err(failed)?;
+    let length = u64::from_le_bytes(prefix).min(size);
+    let mut bytes = prefix.to_vec();
+    file.take(length).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(merganser_store::header::parse(&bytes, size)
+        .map(|header| header.metadata)
+        .unwrap_or_default())
+}
+
+/// What stands before the known names: nothing, `split` and a point, or the only prefix there is.
+fn prefix(path: &Path, names: &[&str], split: Option<&str>) -> Result<String> {
+    let inputs = |name: &str| {
+        KNOWN[..2]
+            .iter()
+            .flat_map(|(_, aliases)| *aliases)
+            .find_map(|alias| name.strip_suffix(alias))
+            .map(str::to_owned)
+    };
+    let mut found: Vec<String> = names.iter().filter_map(|name| inputs(name)).collect();
+    found.retain(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+    found.sort();
+    found.dedup();
+    let shown: Vec<&str> = found
+        .iter()
+        .map(|prefix| prefix.trim_end_matches('.'))
+        .filter(|prefix| !prefix.is_empty())
+        .collect();
+    if let Some(split) = split {
+        let wanted = format!("{}.", split.trim_end_matches('.'));
+        if found.contains(&wanted) {
+            return Ok(wanted);
+        }
+        return Err(Error::source(
+            path,
+            format!(
+                "has no samples under `{wanted}`; the prefixes it has are {}",
+                list(&shown)
+            ),
+        ));
+    }
+    match &found[..] {
+        [only] => Ok(only.clone()),
+        [first, ..] if first.is_empty() => Ok(String::new()),
+        [] => {
+            let labels = names.iter().any(|name| name.ends_with("labels"));
+            Err(Error::source(
+                path,
+                format!(
+                    "holds {} no `input_ids` and no `pixel_values`; its tensors are {}",
+                    if labels { "labels but" } else { "" },
+                    list(names)
+                )
+                .replace("holds  no", "holds no"),
+            ))
+        }
+        _ => Err(Error::source(
+            path,
+            format!("holds the splits {}; choose one", list(&shown)),
+        )),
+    }
+}
+
+impl Array {
+    /// Number of samples.
+    pub(crate) fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(0)
+    }
+
+    pub(crate) fn element(&self) -> Element {
+        match &self.data {
+            Data::Bytes(_) => Element::Byte,
+            Data::Floats(_) => Element::Float,
+            Data::Integers(_) => Element::Integer,
+            Data::File { info, .. } => match info.dtype {
+                Dtype::U8 => Element::Byte,
+                dtype if float(dtype).is_some() => Element::Float,
+                _ => Element::Integer,
+            },
+        }
+    }
+
+    pub(crate) fn refuse(&self, problem: impl Into<String>) -> Error {
+        Error::tensor(&self.path, &self.name, problem)
+    }
+
+    /// Elements of a row.
+    fn width(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// The bytes of a row of a file's tensor.
+    fn raw(
+        checkpoint: &Checkpoint,
+        info: &TensorInfo,
+        row: usize,
+        width: usize,
+    ) -> Result<Vec<u8>> {
+        let length = width * info.dtype.size();
+        let mut bytes = vec![0; length];
+        checkpoint.read(info, (row * length) as u64, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// One row of 8-bit elements.
+    pub(crate) fn bytes(&self, row: usize) -> Result<Vec<u8>> {
+        let width = self.width();
+        match &self.data {
+            Data::Bytes(bytes) => Ok(bytes[row * width..(row + 1) * width].to_vec()),
+            Data::File { checkpoint, info } => Self::raw(checkpoint, info, row, width),
+            Data::Floats(_) | Data::Integers(_) => Err(self.refuse("expected 8-bit elements")),
+        }
+    }
+
+    /// One row of floating-point elements.
+    pub(crate) fn floats(&self, row: usize) -> Result<Vec<f32>> {
+        let width = self.width();
+        match &self.data {
+            Data::Floats(values) => Ok(values[row * width..(row + 1) * width].to_vec()),
+            Data::File { checkpoint, info } => {
+                let Some(kind) = float(info.dtype) else {
+                    return Err(self.refuse(format!(
+                        "found {}, expected floating-point numbers",
+                        info.dtype
+                    )));
+                };
+                let bytes = Self::raw(checkpoint, info, row, width)?;
+                let mut values = vec![0.0; width];
+                decode(kind, &bytes, &mut values);
+                Ok(values)
+            }
+            Data::Bytes(_) | Data::Integers(_) => {
+                Err(self.refuse("expected floating-point numbers"))
+            }
+        }
+    }
+
+    /// One row of integers.
+    pub(crate) fn integers(&self, row: usize) -> Result<Vec<i64>> {
+        let width = self.width();
+        let range = row * width..(row + 1) * width;
+        match &self.data {
+            Data::Integers(values) => Ok(values[range].to_vec()),
+            Data::Bytes(values) => Ok(values[range].iter().map(|&x| i64::from(x)).collect()),
+            Data::Floats(_) => Err(self.refuse("found floating-point numbers, expected integers")),
+            Data::File { checkpoint, info } => {
+                let bytes = Self::raw(checkpoint, info, row, width)?;
+                integers(info.dtype, &bytes)
+                    .ok_or_else(|| self.refuse(format!("found {}, expected integers", info.dtype)))
+            }
+        }
+    }
+}
+
+fn float(dtype: Dtype) -> Option<Float> {
+    Some(match dtype {
+        Dtype::F64 => Float::F64,
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::BF16 => Float::BF16,
+        Dtype::F8E4M3 => Float::F8E4M3,
+        Dtype::F8E5M2 => Float::F8E5M2,
+        _ => return None,
+    })
+}
+
+fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
+    fn each<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> i64) -> Vec<i64> {
+        let mut out = Vec::with_capacity(bytes.len() / N);
+        let (chunks, _) = bytes.as_chunks::<N>();
+        out.extend(chunks.iter().map(|chunk| one(*chunk)));
+        out
+    }
+    Some(match dtype {
+        Dtype::I64 => each(bytes, i64::from_le_bytes),
+        Dtype::I32 => each(bytes, |b| i64::from(i32::from_le_bytes(b))),
+        Dtype::I16 => each(bytes, |b| i64::from(i16::from_le_bytes(b))),
+        Dtype::I8 => each(bytes, |b| i64::from(i8::from_le_bytes(b))),
+        // Ids above i64::MAX become negative and are refused as such.
+        Dtype::U64 => each(bytes, |b| u64::from_le_bytes(b) as i64),
+        Dtype::U32 => each(bytes, |b| i64::from(u32::from_le_bytes(b))),
+        Dtype::U16 => each(bytes, |b| i64::from(u16::from_le_bytes(b))),
+        Dtype::U8 | Dtype::Bool => each(bytes, |[b]| i64::from(b)),
+        _ => return None,
+    })
+}
+
+fn read_npy(name: &str, path: &Path) -> Result<Array> {
+    let failed = |cause: std::io::Error| match cause.kind() {
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+            Error::tensor(path, name, format!("not a readable npy file: {cause}"))
+        }
+        _ => Error::io("read", path, cause),
+    };
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let npy = NpyFile::new(BufReader::new(file)).map_err(failed)?;
+    let shape: Vec<usize> = npy.shape().iter().map(|&n| n as usize).collect();
+    let refused = |problem: String| Error::tensor(path, name, problem);
+    let npyz::DType::Plain(kind) = npy.dtype() else {
+        return Err(refused("a structured array; expected numbers".into()));
+    };
+    // The header claims the number of elements: it is held against the file before memory is taken.
+    let item = kind.num_bytes().unwrap_or(1) as u64;
+    let claimed = npy
+        .shape()
+        .iter()
+        .try_fold(item, |product, &n| product.checked_mul(n));
+    if claimed.is_none_or(|bytes| bytes > size) {
+        return Err(refused(format!(
+            "its header claims shape {shape:?}, which is more than the file's {size} bytes"
+        )));
+    }
+    if npy.order() == Order::Fortran && shape.len() > 1 {
+        return Err(refused(
+            "its data are in column-major order; save it with `numpy.ascontiguousarray`".into(),
+        ));
+    }
+    let kind_char = kind.type_char();
+    let bits = kind.size_field() * 8;
+    macro_rules! read {
+        ($type:ty, $variant:ident, $one:expr) => {{
+            let values: Vec<$type> = npy.into_vec().map_err(failed)?;
+            Data::$variant(values.into_iter().map($one).collect())
+        }};
+    }
+    let data = match (kind_char, bits) {
+        (TypeChar::Uint, 8) => Data::Bytes(npy.into_vec().map_err(failed)?),
+        (TypeChar::Bool, _) => read!(bool, Bytes, u8::from),
+        (TypeChar::Int, 8) => read!(i8, Integers, i64::from),
+        (TypeChar::Int, 16) => read!(i16, Integers, i64::from),
+        (TypeChar::Int, 32) => read!(i32, Integers, i64::from),
+        (TypeChar::Int, 64) => Data::Integers(npy.into_vec().map_err(failed)?),
+        (TypeChar::Uint, 16) => read!(u16, Integers, i64::from),
+        (TypeChar::Uint, 32) => read!(u32, Integers, i64::from),
+        (TypeChar::Uint, 64) => read!(u64, Integers, |n| n as i64),
+        (TypeChar::Float, 32) => Data::Floats(npy.into_vec().map_err(failed)?),
+        (TypeChar::Float, 64) => read!(f64, Floats, |x| x as f32),
+        _ => {
+            return Err(refused(format!(
+                "elements of type {}; expected integers, u8, f32 or f64",
+                kind
+            )));
+        }
+    };
+    Ok(Array {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        shape,
+        data,
+    })
+}
