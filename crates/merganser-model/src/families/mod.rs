@@ -1,0 +1,84 @@
+//! From a config to a program: one small function a family.
+
+mod bert;
+mod vit;
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::config::{Config, shown};
+use crate::error::{ModelError, Result};
+use crate::network::{Modality, Network};
+
+type Tensors = BTreeMap<String, Vec<usize>>;
+
+struct Family {
+    /// Value of `model_type`.
+    name: &'static str,
+    modality: Modality,
+    build: fn(&'static str, &Config, &Tensors) -> Result<Network>,
+}
+
+const fn text(
+    name: &'static str,
+    build: fn(&'static str, &Config, &Tensors) -> Result<Network>,
+) -> Family {
+    Family {
+        name,
+        modality: Modality::Text,
+        build,
+    }
+}
+
+const fn image(
+    name: &'static str,
+    build: fn(&'static str, &Config, &Tensors) -> Result<Network>,
+) -> Family {
+    Family {
+        name,
+        modality: Modality::Image,
+        build,
+    }
+}
+
+/// All families. Where a name occurs twice, the first is the default.
+const FAMILIES: &[Family] = &[
+    text("bert", bert::bert),
+    text("camembert", bert::roberta),
+    image("deit", vit::vit),
+    text("roberta", bert::roberta),
+    image("vit", vit::vit),
+    text("xlm-roberta", bert::roberta),
+];
+
+pub(crate) fn build(
+    config: &Value,
+    tensors: &Tensors,
+    modality: Option<Modality>,
+) -> Result<Network> {
+    let config = Config::new(config)?;
+    let name = config.get("model_type");
+    let known: Vec<&Family> = FAMILIES
+        .iter()
+        .filter(|family| name.and_then(Value::as_str) == Some(family.name))
+        .collect();
+    let Some(first) = known.first() else {
+        let mut names: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+        names.dedup();
+        return Err(ModelError::UnknownFamily {
+            found: shown(name),
+            supported: names.join(", "),
+        });
+    };
+    let wanted = modality.unwrap_or(first.modality);
+    let family = known.iter().find(|family| family.modality == wanted);
+    let family = family.ok_or_else(|| {
+        let reads = match first.modality {
+            Modality::Text => "text",
+            Modality::Image => "images",
+        };
+        ModelError::Batch(format!("a {} network reads {reads} only", first.name))
+    })?;
+    (family.build)(family.name, &config, tensors)
+}
