@@ -49,13 +49,19 @@
 //! ```
 
 mod error;
+mod html;
 mod layer;
+mod names;
 mod pairwise;
+mod palette;
+mod plot;
 mod report;
 mod score;
 pub mod statistics;
 mod summary;
+mod svg;
 mod table;
+mod text;
 
 pub use error::{Error, Result};
 pub use layer::{Layer, LayerKind};

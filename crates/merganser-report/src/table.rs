@@ -1,13 +1,466 @@
-//! The report as text.
-use crate::Report;
+//! The report as text for a terminal: aligned, without colour, within the width asked for.
+
+use crate::html::score;
+use crate::names::short_tensors;
+use crate::summary::{FULL, Group, blocks, task_mean, tensors};
+use crate::text::{columns, count, counted, decimal, percent, shorten, visible};
+use crate::{Layer, Method, MethodKind, Pairwise, Relation, Report};
+
+/// The widest table there is: lines longer than this are hard to follow.
+const WIDEST: usize = 100;
+/// The narrowest, for terminals that say they have no width.
+const NARROWEST: usize = 40;
+/// Networks of up to so many tensors are shown tensor by tensor.
+const FEW: usize = 12;
+
 impl Report {
-    /// The report as aligned text.
+    /// The report as aligned text of at most `width` columns (40 to 100).
+    ///
+    /// Control characters in names are shown as `�`, so that no name can move the cursor.
     pub fn to_table(&self, width: usize) -> String {
-        let _ = width;
-        let done = self.completed();
-        done.methods
+        let report = self.completed();
+        let width = width.clamp(NARROWEST, WIDEST);
+        let sections = [
+            head(&report, width),
+            methods(&report, width),
+            layers(&report, width),
+            tasks(&report, width),
+            pairs(&report, width),
+            words(&report, width),
+        ];
+        let sections: Vec<String> = sections.into_iter().filter(|it| !it.is_empty()).collect();
+        sections.join("\n")
+    }
+}
+
+fn head(report: &Report, width: usize) -> String {
+    let mut facts = Vec::new();
+    if !report.provenance.version.is_empty() {
+        facts.push(format!("merganser {}", report.provenance.version));
+    }
+    facts.extend(
+        report
+            .provenance
+            .base
             .iter()
-            .map(|m| format!("{} {:.1}%\n", m.name, 100.0 * m.captured.unwrap_or(0.0)))
-            .collect()
+            .map(|base| format!("base {base}")),
+    );
+    facts.push(counted(report.tasks.len(), "task"));
+    let groups = blocks(&report.layers).len();
+    let layers = counted(report.layers.len(), "layer");
+    facts.push(format!("{layers} in {}", counted(groups, "block")));
+    let title = if report.title.is_empty() {
+        "Merge report"
+    } else {
+        &report.title
+    };
+    let mut text = format!("{}\n", shorten(&visible(title), width));
+    text.push_str(&wrap(&facts.join(" · "), width, ""));
+    text
+}
+
+fn methods(report: &Report, width: usize) -> String {
+    if report.methods.is_empty() {
+        return String::new();
+    }
+    let full = report.methods.iter().find(|method| method.name == FULL);
+    let full = full.and_then(|method| method.captured);
+    let evaluated = report
+        .methods
+        .iter()
+        .any(|method| method.accuracy.is_some());
+    let mut order: Vec<&Method> = report.methods.iter().collect();
+    let value = |method: &Method| method.captured.unwrap_or(f64::NEG_INFINITY);
+    order.sort_by(|a, b| value(b).total_cmp(&value(a)));
+    let mut head = vec!["METHOD", "", "captured", "below full", ""];
+    if evaluated {
+        head.extend(["accuracy", "of fine-tuned"]);
+    }
+    let mut table = Table::new(&head);
+    // The bar gives way first, then the distance to the bound.
+    table.optional = vec![4, 3, 6];
+    table.left = vec![1, 4];
+    for method in order {
+        let chosen = report.chosen.as_ref() == Some(&method.name);
+        let gap = full.zip(method.captured).map(|(full, own)| full - own);
+        let mut row = vec![
+            format!("{} {}", if chosen { "▸" } else { " " }, method.name),
+            match method.kind {
+                MethodKind::Basis => "basis".to_owned(),
+                MethodKind::Merge => "merge".to_owned(),
+            },
+            percent(method.captured),
+            percent(gap),
+            bar(method.captured, 20),
+        ];
+        if evaluated {
+            let accuracy = method.accuracy.clone().unwrap_or_default();
+            row.extend([score(accuracy.average), score(accuracy.normalised)]);
+        }
+        table.rows.push(row);
+    }
+    let mut text = table.write(width);
+    if let Some(evaluation) = &report.evaluation {
+        let known = [
+            ("base", &evaluation.base),
+            ("fine-tuned models", &evaluation.individual),
+        ];
+        let known: Vec<String> = known
+            .iter()
+            .filter_map(|(name, accuracy)| {
+                let average = accuracy.as_ref()?.average;
+                average.value.map(|_| format!("{name} {}", score(average)))
+            })
+            .collect();
+        if !known.is_empty() {
+            text.push_str(&wrap(
+                &format!("accuracy: {}", known.join(", ")),
+                width,
+                "  ",
+            ));
+        }
+    }
+    if let Some(coefficient) = report.spearman {
+        text.push_str(&wrap(
+            &format!(
+                "captured energy against accuracy: Spearman {} over {} methods",
+                decimal(Some(coefficient)),
+                report.captured_and_accuracy().len()
+            ),
+            width,
+            "  ",
+        ));
+    }
+    text
+}
+
+/// A bar of `length` columns for 1, in eighths.
+fn bar(value: Option<f64>, length: usize) -> String {
+    let Some(value) = value else {
+        return String::new();
+    };
+    if value < 0.0 {
+        return "◂ worse than base".to_owned();
+    }
+    let eighths = (value.min(1.0) * 8.0 * length as f64).round() as usize;
+    let mut bar = "█".repeat(eighths / 8);
+    bar.extend(['▏', '▎', '▍', '▌', '▋', '▊', '▉'].get((eighths % 8).wrapping_sub(1)));
+    bar
+}
+
+fn layers(report: &Report, width: usize) -> String {
+    if report.layers.is_empty() {
+        return String::new();
+    }
+    let groups = blocks(&report.layers);
+    let by_tensor = report.layers.len() <= FEW || groups.len() < 2;
+    let (title, groups): (&str, Vec<Group>) = if by_tensor {
+        let mut each = tensors(&report.layers);
+        if groups.len() < 2 {
+            for (group, name) in each.iter_mut().zip(short_tensors(&report.layers)) {
+                group.name = name;
+            }
+        }
+        ("TENSOR", each)
+    } else {
+        ("BLOCK", groups)
+    };
+    // The chosen method and the bound, then the others in their order while there is room.
+    let mut order: Vec<&str> = report.chosen.iter().map(String::as_str).collect();
+    let others = report.methods.iter().map(|method| method.name.as_str());
+    for name in others.clone().filter(|name| *name == FULL).chain(others) {
+        if !order.contains(&name) {
+            order.push(name);
+        }
+    }
+    let mut head = vec![title, "energy", "conflict"];
+    head.extend(&order);
+    let mut table = Table::new(&head);
+    table.optional = (4..head.len()).rev().collect();
+    for group in groups {
+        let mut row = vec![group.name, percent(group.share), percent(group.conflict)];
+        row.extend(
+            order
+                .iter()
+                .map(|name| percent(group.captured.get(*name).copied())),
+        );
+        table.rows.push(row);
+    }
+    table.write(width)
+}
+
+fn tasks(report: &Report, width: usize) -> String {
+    if report.tasks.is_empty() {
+        return String::new();
+    }
+    let layers: Vec<&Layer> = report.layers.iter().collect();
+    let chosen = report
+        .methods
+        .iter()
+        .find(|it| report.chosen.as_ref() == Some(&it.name));
+    let evaluation = report.evaluation.as_ref();
+    let accuracies = [
+        ("base", evaluation.and_then(|it| it.base.as_ref())),
+        ("merged", chosen.and_then(|it| it.accuracy.as_ref())),
+        (
+            "fine-tuned",
+            evaluation.and_then(|it| it.individual.as_ref()),
+        ),
+    ];
+    let accuracies: Vec<_> = accuracies
+        .into_iter()
+        .filter_map(|(name, accuracy)| Some((name, accuracy?)))
+        .collect();
+    let mut head = vec!["TASK", "samples", "tokens", "captured"];
+    head.extend(accuracies.iter().map(|(name, _)| *name));
+    let mut table = Table::new(&head);
+    table.optional = vec![2, 1];
+    for (k, task) in report.tasks.iter().enumerate() {
+        let known = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), count);
+        let mut row = vec![
+            task.name.clone(),
+            known(task.samples),
+            known(task.tokens),
+            percent(task_mean(&layers, k)),
+        ];
+        row.extend(accuracies.iter().map(|(_, accuracy)| {
+            let score = accuracy.tasks.get(k);
+            percent(score.and_then(|score| score.value))
+        }));
+        table.rows.push(row);
+    }
+    table.write(width)
+}
+
+/// Matrices of few tasks in whole, of many as their extreme pairs.
+fn pairs(report: &Report, width: usize) -> String {
+    let names: Vec<&str> = report.tasks.iter().map(|task| task.name.as_str()).collect();
+    if names.len() < 2 {
+        return String::new();
+    }
+    let mut sections = Vec::new();
+    for matrix in &report.pairwise {
+        let title = matrix.title.to_uppercase();
+        if names.len() > 8 {
+            sections.push(extremes(matrix, &title, &names, width));
+            continue;
+        }
+        let mut head = vec![title.as_str()];
+        let short: Vec<String> = names.iter().map(|name| shorten(name, 10)).collect();
+        head.extend(short.iter().map(String::as_str));
+        let mut table = Table::new(&head);
+        for (row, name) in matrix.values.iter().zip(&names) {
+            let mut cells = vec![(*name).to_owned()];
+            cells.extend(row.iter().map(|value| decimal(*value)));
+            table.rows.push(cells);
+        }
+        sections.push(table.write(width));
+    }
+    sections.join("\n")
+}
+
+/// The five pairs of tasks that are most at odds.
+fn extremes(matrix: &Pairwise, title: &str, names: &[&str], width: usize) -> String {
+    let mut pairs = Vec::new();
+    for (s, row) in matrix.values.iter().enumerate() {
+        for (t, value) in row.iter().enumerate().skip(s + 1) {
+            pairs.extend(value.map(|value| (value, s, t)));
+        }
+    }
+    pairs.sort_by(|a, b| match matrix.relation {
+        Relation::Cosine => a.0.total_cmp(&b.0),
+        Relation::Conflict => b.0.total_cmp(&a.0),
+    });
+    let words = match matrix.relation {
+        Relation::Cosine => "least alike",
+        Relation::Conflict => "most at odds",
+    };
+    let mut table = Table::new(&[&format!("{title}, {words}"), ""]);
+    for (value, s, t) in pairs.into_iter().take(5) {
+        let names = format!("{} – {}", names[s], names[t]);
+        table.rows.push(vec![names, decimal(Some(value))]);
+    }
+    table.write(width)
+}
+
+fn words(report: &Report, width: usize) -> String {
+    let mut text = String::new();
+    if let Some(suggestion) = &report.suggestion {
+        let words = format!("suggested: {}. {}", suggestion.method, suggestion.reason);
+        text.push_str(&wrap(&words, width, "  "));
+    }
+    if !report.fallbacks.is_empty() {
+        let tensors = counted(report.fallbacks.len(), "tensor");
+        let names = report.fallbacks.iter().map(|it| it.name.as_str());
+        let names: Vec<&str> = names.take(3).collect();
+        let more = if report.fallbacks.len() > 3 {
+            ", …"
+        } else {
+            ""
+        };
+        let words = format!(
+            "{tensors} without moments, merged by the prior: {}{more}",
+            names.join(", ")
+        );
+        text.push_str(&wrap(&words, width, "  "));
+    }
+    for warning in &report.warnings {
+        text.push_str(&wrap(&format!("warning: {warning}"), width, "  "));
+    }
+    text
+}
+
+/// Words in lines of at most `width` columns, the later ones indented.
+fn wrap(words: &str, width: usize, indent: &str) -> String {
+    let words = visible(&words.replace('\n', " "));
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in words.split(' ').filter(|word| !word.is_empty()) {
+        let word = shorten(word, width - columns(indent));
+        let length = columns(&word);
+        if used > 0 && used + 1 + length > width {
+            lines.push(indent.to_owned());
+            used = columns(indent);
+        } else if used > 0 {
+            used += 1;
+            if let Some(line) = lines.last_mut() {
+                line.push(' ');
+            }
+        }
+        used += length;
+        if let Some(line) = lines.last_mut() {
+            line.push_str(&word);
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Rows under a head: the first column to the left, the others to the right.
+struct Table {
+    head: Vec<String>,
+    rows: Vec<Vec<String>>,
+    /// Columns that may be left out where the width does not suffice, in this order.
+    optional: Vec<usize>,
+    /// Columns besides the first that are aligned to the left.
+    left: Vec<usize>,
+}
+
+impl Table {
+    fn new(head: &[&str]) -> Self {
+        Self {
+            head: head.iter().map(ToString::to_string).collect(),
+            rows: Vec::new(),
+            optional: Vec::new(),
+            left: Vec::new(),
+        }
+    }
+
+    fn write(self, width: usize) -> String {
+        let clean =
+            |row: Vec<String>| -> Vec<String> { row.iter().map(|cell| visible(cell)).collect() };
+        let mut rows = vec![clean(self.head)];
+        rows.extend(self.rows.into_iter().map(clean));
+        // Names of methods stand above narrow numbers.
+        for cell in rows.iter_mut().flat_map(|row| row.iter_mut().skip(1)) {
+            *cell = shorten(cell, 20);
+        }
+        let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let mut widths: Vec<usize> = (0..count)
+            .map(|k| {
+                let cells = rows.iter().filter_map(|row| row.get(k));
+                cells.map(|cell| columns(cell)).max().unwrap_or(0)
+            })
+            .collect();
+        let mut kept: Vec<usize> = (0..count).collect();
+        let total = |kept: &[usize], widths: &[usize]| -> usize {
+            kept.iter().map(|&k| widths[k] + 2).sum::<usize>() - 2
+        };
+        // The first column gives way to half the width, then columns are left out, then it gives
+        // way further.
+        let mut dropped = 0;
+        let narrow = |widths: &mut Vec<usize>, kept: &[usize], least: usize| {
+            let excess = total(kept, widths).saturating_sub(width);
+            widths[0] = widths[0].saturating_sub(excess).max(widths[0].min(least));
+        };
+        narrow(&mut widths, &kept, (width / 3).max(16));
+        let mut optional = self.optional.iter();
+        while total(&kept, &widths) > width {
+            let Some(next) = optional.next() else { break };
+            if let Some(place) = kept.iter().position(|k| k == next) {
+                kept.remove(place);
+                dropped += usize::from(!rows[0][*next].is_empty());
+            }
+        }
+        narrow(&mut widths, &kept, 6);
+        while total(&kept, &widths) > width && kept.len() > 2 {
+            kept.pop();
+            dropped += 1;
+        }
+        let mut text = String::new();
+        for row in &rows {
+            let mut line = String::new();
+            for &k in &kept {
+                let Some(cell) = row.get(k) else { continue };
+                let cell = shorten(cell, widths[k]);
+                let padding = " ".repeat(widths[k] - columns(&cell).min(widths[k]));
+                if k > 0 {
+                    line.push_str("  ");
+                }
+                if k == 0 || self.left.contains(&k) {
+                    line.extend([cell.as_str(), &padding]);
+                } else {
+                    line.extend([padding.as_str(), &cell]);
+                }
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        if dropped > 0 {
+            let columns = counted(dropped, "column");
+            text.push_str(&format!("({columns} left out for want of width)\n"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_have_eighths() {
+        assert_eq!(bar(Some(0.5), 4), "██");
+        assert_eq!(bar(Some(0.53), 4), "██▏");
+        assert_eq!(bar(Some(7.0), 2), "██");
+        assert_eq!(bar(Some(0.0), 2), "");
+        assert_eq!(bar(None, 2), "");
+    }
+
+    #[test]
+    fn words_are_wrapped() {
+        assert_eq!(wrap("one two three", 8, "  "), "one two\n  three\n");
+        assert_eq!(wrap("a\x1b[2Jb\nc", 40, ""), "a�[2Jb c\n");
+        assert_eq!(wrap("", 40, ""), "\n");
+    }
+
+    #[test]
+    fn a_table_gives_way_to_the_width() {
+        let table = || {
+            let mut table = Table::new(&["NAME", "first", "second", "third"]);
+            let row = ["a name of thirty-one characters", "10.0%", "20.0%", "30.0%"];
+            table.rows.push(row.map(str::to_owned).to_vec());
+            table.optional = vec![2];
+            table
+        };
+        for width in [10, 20, 30, 40, 60, 100] {
+            let text = table().write(width);
+            let lines = text.lines().filter(|line| !line.starts_with('('));
+            assert!(
+                lines.clone().all(|line| columns(line) <= width.max(20)),
+                "{text}"
+            );
+        }
+        assert!(table().write(100).contains("second"));
+        assert!(table().write(36).contains("1 column left out"));
     }
 }
