@@ -111,6 +111,22 @@ impl<'a> Config<'a> {
         Ok(self.positive_if(key)?.unwrap_or(default))
     }
 
+    /// As [`Config::positive_or`], but an explicit null means that there is no such thing.
+    pub(crate) fn positive_unless_null(&self, key: &str, default: f64) -> Result<Option<f64>> {
+        if self.map.get(key).is_some_and(Value::is_null) {
+            return Ok(None);
+        }
+        self.positive_or(key, default).map(Some)
+    }
+
+    /// Refuses any value of these keys.
+    pub(crate) fn absent(&self, keys: &[&str]) -> Result<()> {
+        match keys.iter().find(|key| self.has(key)) {
+            Some(key) => Err(self.refused(key, "nothing: it is not supported")),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         Ok(self
             .find(key, "true or false", Value::as_bool)?

@@ -32,7 +32,8 @@
 //! # }
 //! ```
 //!
-//! Supported are the encoders BERT, RoBERTa, XLM-R, CamemBERT, ViT and DeiT. Anything else is refused by name.
+//! Supported `model_type`s: bert (with it MiniLM), roberta, xlm-roberta, camembert, distilbert; vit, deit; clip with both towers;
+//! llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3, gpt2; t5. Anything else is refused by name.
 
 mod attention;
 mod batch;
@@ -41,6 +42,7 @@ mod config;
 mod distances;
 mod error;
 mod families;
+mod head;
 mod network;
 mod op;
 mod run;

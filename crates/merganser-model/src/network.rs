@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{ModelError, Result};
 use crate::families;
-use crate::op::{Kind, Op, Reg, Space};
+use crate::op::{Kind, Linear, Op, Reg, Space};
 
 /// The forward pass of one checkpoint.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub enum StageKind {
     Block,
     /// Final norm, pooler, classifier, projection.
     Final,
-    /// Logits over the vocabulary. [`walk`](crate::walk) leaves it out; [`Network::logits`] runs it on some rows at a time.
+    /// Logits over the vocabulary: for some rows at a time by [`Network::logits`], not by [`walk`](crate::walk).
     VocabularyHead,
 }
 
@@ -160,19 +160,19 @@ impl Network {
 }
 
 impl Stage {
-    /// Names of all parameters of this stage, tables last: a table need not be resident as a whole.
-    pub fn weights(&self) -> (Vec<&str>, Vec<&str>) {
-        let (mut whole, mut tables) = (Vec::new(), Vec::new());
-        for op in &self.ops {
-            if let Some(tap) = op.parameters() {
-                if let Kind::Embedding(table) = &op.kind {
-                    tables.push(table.weight.as_str());
-                } else {
-                    whole.push(tap.weight);
-                    whole.extend(tap.bias);
-                }
-            }
+    /// The matrix of a vocabulary head and the number of its op.
+    pub(crate) fn vocabulary_matrix(&self) -> Option<(usize, &Linear)> {
+        if self.kind != StageKind::VocabularyHead {
+            return None;
         }
-        (whole, tables)
+        let matrix = |(at, op): (usize, &'_ Op)| match &op.kind {
+            Kind::Linear(_) => Some(at),
+            _ => None,
+        };
+        let at = self.ops.iter().enumerate().rev().find_map(matrix)?;
+        match &self.ops[at].kind {
+            Kind::Linear(linear) => Some((at, linear)),
+            _ => None,
+        }
     }
 }

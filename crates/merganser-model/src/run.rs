@@ -22,7 +22,7 @@ impl Network {
     /// Runs `op`: writes its outputs into `state` and empties the registers that nothing reads after it.
     pub fn run(&self, op: &Op, state: &mut State, weights: &dyn Weights) -> Result<()> {
         self.write(op, state, weights)?;
-        self.forget(op, state);
+        state.forget(op);
         Ok(())
     }
 
@@ -32,12 +32,6 @@ impl Network {
             state.set(reg, value);
         }
         Ok(())
-    }
-
-    pub(crate) fn forget(&self, op: &Op, state: &mut State) {
-        for &reg in &op.dies {
-            state.drop(reg);
-        }
     }
 
     /// The outputs that `op` would write, without writing them: what other weights would give at this point.

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::batch::{Batch, Tokens};
 use crate::error::{ModelError, Result};
 use crate::network::Network;
-use crate::op::{Reg, Space};
+use crate::op::{Op, Reg, Space};
 
 /// What a network has computed of one batch so far. Cloning is cheap: tensors are shared.
 #[derive(Debug, Clone)]
@@ -57,14 +57,8 @@ impl State {
     /// images of another size.
     pub fn new(network: &Network, batch: &Batch, device: &Device) -> Result<Self> {
         let inputs = network.inputs();
-        let mut state = Self {
-            registers: vec![None; network.register_count()],
-            spaces: network.spaces.clone(),
-            tokens: None,
-            decoder: None,
-            samples: batch.samples(),
-            differentiable: false,
-        };
+        let mut state = Self::bare(network);
+        state.samples = batch.samples();
         if let Some(reg) = inputs.ids {
             let tokens = wanted(batch.tokens.as_ref(), "token ids", network)?;
             check_len(tokens, inputs.max_len)?;
@@ -147,6 +141,25 @@ impl State {
     pub fn drop(&mut self, reg: Reg) {
         if let Some(register) = self.registers.get_mut(reg.index()) {
             *register = None;
+        }
+    }
+
+    /// Empties the registers that nothing reads after `op`.
+    pub(crate) fn forget(&mut self, op: &Op) {
+        for &reg in &op.dies {
+            self.drop(reg);
+        }
+    }
+
+    /// Registers without a batch, for ops that act row by row.
+    pub(crate) fn bare(network: &Network) -> Self {
+        Self {
+            registers: vec![None; network.register_count()],
+            spaces: network.spaces.clone(),
+            tokens: None,
+            decoder: None,
+            samples: 0,
+            differentiable: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! All batches through a network, stage by stage, with the weights of one stage resident.
 
 use crate::error::Result;
-use crate::network::{Network, Stage, StageKind};
+use crate::network::{Network, Stage};
 use crate::op::Op;
 use crate::state::State;
 use crate::weights::{StageWeights, Weights};
@@ -14,18 +14,21 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Called after `op` has run, when `op.output()` is filled and registers that died in it are still there.
+    /// Called after `op` has run, when `op.output()` is filled and the registers that die with it are still there.
     fn after(&mut self, stage: &Stage, op: &Op, batch: usize, state: &State) -> Result<()> {
         let _ = (stage, op, batch, state);
         Ok(())
     }
 }
 
-/// An observer that looks at nothing.
+/// Looks at nothing.
 impl Observer for () {}
 
-/// Runs every stage but a vocabulary head (see [`Network::logits`]) on all `states`, one stage after the other: the
-/// weights of a stage are loaded once and dropped before the next. Afterwards the states hold the network's outputs.
+/// Runs `network` on all `states`, one stage after the other: the weights of a stage are loaded once and dropped before
+/// the next. Afterwards the states hold the network's outputs.
+///
+/// The matrix of a vocabulary head is not run, because its output is as large as all else together: the observer sees it
+/// before, not after, and `logits` stays empty. [`Network::logits`] computes them for some rows at a time.
 pub fn walk(
     network: &Network,
     weights: &dyn Weights,
@@ -33,12 +36,13 @@ pub fn walk(
     observer: &mut dyn Observer,
 ) -> Result<()> {
     for stage in &network.stages {
-        if stage.kind == StageKind::VocabularyHead {
-            continue;
-        }
-        let weights = StageWeights::load(stage, weights)?;
+        let (ops, unrun) = match stage.vocabulary_matrix() {
+            Some((at, _)) => (&stage.ops[..at], stage.ops.get(at)),
+            None => (&stage.ops[..], None),
+        };
+        let weights = StageWeights::load_ops(ops, weights)?;
         for (batch, state) in states.iter_mut().enumerate() {
-            for op in &stage.ops {
+            for op in ops {
                 let seen = op.parameters().is_some();
                 if seen {
                     observer.before(stage, op, batch, state)?;
@@ -47,7 +51,10 @@ pub fn walk(
                 if seen {
                     observer.after(stage, op, batch, state)?;
                 }
-                network.forget(op, state);
+                state.forget(op);
+            }
+            if let Some(op) = unrun {
+                observer.before(stage, op, batch, state)?;
             }
         }
     }

@@ -9,6 +9,7 @@ use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
 use crate::error::{ModelError, Result};
 use crate::network::Stage;
+use crate::op::{Op, TapKind};
 
 /// Named tensors in f32.
 pub trait Weights: Sync {
@@ -165,10 +166,19 @@ pub struct StageWeights<'a> {
 impl<'a> StageWeights<'a> {
     /// Loads all parameters of `stage` but its tables.
     pub fn load(stage: &Stage, source: &'a dyn Weights) -> Result<Self> {
+        Self::load_ops(&stage.ops, source)
+    }
+
+    pub(crate) fn load_ops(ops: &[Op], source: &'a dyn Weights) -> Result<Self> {
         let mut resident = BTreeMap::new();
-        for name in stage.weights().0 {
-            if !resident.contains_key(name) {
-                resident.insert(name.to_owned(), source.tensor(name)?);
+        for tap in ops.iter().filter_map(Op::parameters) {
+            if matches!(tap.kind, TapKind::Embedding(_)) {
+                continue;
+            }
+            for name in [Some(tap.weight), tap.bias].into_iter().flatten() {
+                if !resident.contains_key(name) {
+                    resident.insert(name.to_owned(), source.tensor(name)?);
+                }
             }
         }
         Ok(Self { source, resident })

@@ -83,7 +83,6 @@ fn the_differentiable_way_gives_the_same_numbers() {
 }
 
 #[test]
-#[ignore]
 fn the_text_tower_of_clip() {
     check(&Case::load_modality("clip", Some(Modality::Text)), "text.");
 }

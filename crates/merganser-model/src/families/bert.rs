@@ -2,33 +2,47 @@
 //! sentence encoders are BERT.
 
 use super::Tensors;
+use super::heads::{MaskedHead, masked_head};
 use crate::builder::{Builder, NormStyle};
 use crate::config::Config;
 use crate::error::Result;
 use crate::network::{Inputs, Network, Outputs, StageKind};
 use crate::op::{Activation, Attention, Kind, Reg, Select, Space};
 
+const WORDS: &str = "embeddings.word_embeddings.weight";
+
 /// BERT: pooler and classifier if the checkpoint has them.
 pub(super) fn bert(family: &'static str, config: &Config, tensors: &Tensors) -> Result<Network> {
-    let mut net = Builder::new(family, tensors, "embeddings.word_embeddings.weight")?;
+    let mut net = Builder::new(family, tensors, WORDS)?;
     let (inputs, hidden) = encoder(&mut net, config, 0)?;
     net.stage("head", StageKind::Final, None);
     let pooled = pooler(&mut net, hidden)?;
     let logits = classifier(&mut net, pooled.unwrap_or(hidden))?;
+    let masked = masked(
+        &mut net,
+        config,
+        hidden,
+        &MaskedHead {
+            dense: "/cls.predictions.transform.dense",
+            norm: "/cls.predictions.transform.LayerNorm",
+            decoder: "/cls.predictions.decoder",
+            bias: "/cls.predictions.bias",
+        },
+    )?;
     Ok(net.finish(
         inputs,
         Outputs {
             hidden,
             pooled,
             embeds: None,
-            logits,
+            logits: logits.or(masked),
         },
     ))
 }
 
 /// RoBERTa, XLM-R and CamemBERT: positions begin after the padding id, the classifier has two layers.
 pub(super) fn roberta(family: &'static str, config: &Config, tensors: &Tensors) -> Result<Network> {
-    let mut net = Builder::new(family, tensors, "embeddings.word_embeddings.weight")?;
+    let mut net = Builder::new(family, tensors, WORDS)?;
     let padding = config.id_or("pad_token_id", 1)?;
     let (inputs, hidden) = encoder(&mut net, config, padding + 1)?;
     net.stage("head", StageKind::Final, None);
@@ -48,15 +62,44 @@ pub(super) fn roberta(family: &'static str, config: &Config, tensors: &Tensors) 
     } else {
         classifier(&mut net, hidden)?
     };
+    let masked = masked(
+        &mut net,
+        config,
+        hidden,
+        &MaskedHead {
+            dense: "/lm_head.dense",
+            norm: "/lm_head.layer_norm",
+            decoder: "/lm_head.decoder",
+            bias: "/lm_head.bias",
+        },
+    )?;
     Ok(net.finish(
         inputs,
         Outputs {
             hidden,
             pooled,
             embeds: None,
-            logits,
+            logits: logits.or(masked),
         },
     ))
+}
+
+/// The head of a masked language model, if the checkpoint has it.
+fn masked(
+    net: &mut Builder,
+    config: &Config,
+    hidden: Reg,
+    names: &MaskedHead,
+) -> Result<Option<Reg>> {
+    masked_head(
+        net,
+        hidden,
+        names,
+        config.activation_or("hidden_act", Activation::Gelu)?,
+        NormStyle::layer(config.positive_or("layer_norm_eps", 1e-12)?),
+        WORDS,
+        config.size("vocab_size")?,
+    )
 }
 
 fn encoder(net: &mut Builder, config: &Config, first_position: u32) -> Result<(Inputs, Reg)> {
@@ -75,12 +118,7 @@ fn encoder(net: &mut Builder, config: &Config, first_position: u32) -> Result<(I
     let position_ids = net.register(Space::Tokens, 1);
     let type_ids = net.register(Space::Tokens, 1);
     net.stage("embeddings", StageKind::Embeddings, None);
-    let words = net.embedding(
-        ids,
-        "embeddings.word_embeddings.weight",
-        config.size("vocab_size")?,
-        width,
-    )?;
+    let words = net.embedding(ids, WORDS, config.size("vocab_size")?, width)?;
     let types = net.embedding(
         type_ids,
         "embeddings.token_type_embeddings.weight",

@@ -1,6 +1,13 @@
 //! From a config to a program: one small function a family.
 
 mod bert;
+mod clip;
+mod decoder;
+mod distilbert;
+mod gpt2;
+mod heads;
+mod rope;
+mod t5;
 mod vit;
 
 use std::collections::BTreeMap;
@@ -46,8 +53,23 @@ const fn image(
 const FAMILIES: &[Family] = &[
     text("bert", bert::bert),
     text("camembert", bert::roberta),
+    image("clip", clip::vision),
+    text("clip", clip::text),
+    text("clip_text_model", clip::text),
+    image("clip_vision_model", clip::vision),
     image("deit", vit::vit),
+    text("distilbert", distilbert::distilbert),
+    text("gemma", decoder::gemma),
+    text("gemma2", decoder::gemma2),
+    text("gemma3_text", decoder::gemma3),
+    text("gpt2", gpt2::gpt2),
+    text("llama", decoder::llama),
+    text("mistral", decoder::mistral),
+    text("phi3", decoder::phi3),
+    text("qwen2", decoder::qwen2),
+    text("qwen3", decoder::qwen3),
     text("roberta", bert::roberta),
+    text("t5", t5::t5),
     image("vit", vit::vit),
     text("xlm-roberta", bert::roberta),
 ];

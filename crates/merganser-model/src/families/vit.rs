@@ -16,9 +16,10 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    pub(super) fn new(config: &Config) -> Result<Self> {
+    /// `patch` is the family's default side of a patch.
+    pub(super) fn new(config: &Config, patch: usize) -> Result<Self> {
         let side = config.size_or("image_size", 224)?;
-        let patch = config.size_or("patch_size", 16)?;
+        let patch = config.size_or("patch_size", patch)?;
         if !side.is_multiple_of(patch) {
             return Err(config.refused("patch_size", format!("a divisor of `image_size` {side}")));
         }
@@ -69,7 +70,7 @@ pub(super) fn vit(family: &'static str, config: &Config, tensors: &Tensors) -> R
     let act = config.activation_or("hidden_act", Activation::Gelu)?;
     let style = NormStyle::layer(config.positive_or("layer_norm_eps", 1e-12)?);
     let qkv_bias = config.flag_or("qkv_bias", true)?;
-    let grid = Grid::new(config)?;
+    let grid = Grid::new(config, 16)?;
 
     let pixels = net.register(Space::Patches, grid.channels);
     net.stage("embeddings", StageKind::Embeddings, None);

@@ -10,32 +10,52 @@ use merganser_model::{
 };
 use merganser_store::checkpoint::Checkpoint;
 
-pub const FAMILIES: &[&str] = &[
+pub(crate) const FAMILIES: &[&str] = &[
     "bert",
+    "bert_mlm",
     "bert_tokens",
+    "clip",
+    "clip_text",
+    "clip_vision",
+    "deit",
+    "distilbert",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "llama",
+    "llama_linear",
+    "llama_score",
     "minilm",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
     "roberta",
-    "xlm_roberta",
+    "roberta_mlm",
+    "t5",
+    "t5_encoder",
+    "t5_gated",
     "vit",
     "vit_model",
-    "deit",
+    "xlm_roberta",
 ];
 
-pub struct Case {
-    pub name: String,
-    pub config: serde_json::Value,
-    pub network: Network,
-    pub weights: BTreeMap<String, Tensor>,
-    pub batch: Batch,
-    pub expected: BTreeMap<String, Tensor>,
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) config: serde_json::Value,
+    pub(crate) network: Network,
+    pub(crate) weights: BTreeMap<String, Tensor>,
+    pub(crate) batch: Batch,
+    pub(crate) expected: BTreeMap<String, Tensor>,
 }
 
-pub fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/forward");
     PathBuf::from(root).join(name)
 }
 
-pub fn load_safetensors(path: &std::path::Path) -> BTreeMap<String, Tensor> {
+pub(crate) fn load_safetensors(path: &std::path::Path) -> BTreeMap<String, Tensor> {
     candle_core::safetensors::load(path, &Device::Cpu)
         .unwrap()
         .into_iter()
@@ -43,11 +63,11 @@ pub fn load_safetensors(path: &std::path::Path) -> BTreeMap<String, Tensor> {
 }
 
 impl Case {
-    pub fn load(name: &str) -> Self {
+    pub(crate) fn load(name: &str) -> Self {
         Self::load_modality(name, None)
     }
 
-    pub fn load_modality(name: &str, modality: Option<Modality>) -> Self {
+    pub(crate) fn load_modality(name: &str, modality: Option<Modality>) -> Self {
         let folder = folder(name);
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let config = serde_json::from_str(checkpoint.config().unwrap()).unwrap();
@@ -73,12 +93,12 @@ impl Case {
         }
     }
 
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         State::new(&self.network, &self.batch, &Device::Cpu).unwrap()
     }
 
     /// Both tensors without the rows of padding, if they have a row for each token.
-    pub fn real_rows(&self, a: &Tensor, b: &Tensor) -> (Tensor, Tensor) {
+    pub(crate) fn real_rows(&self, a: &Tensor, b: &Tensor) -> (Tensor, Tensor) {
         let tokens = self.batch.decoder.as_ref().or(self.batch.tokens.as_ref());
         let Some(tokens) = tokens.filter(|_| self.network.modality() == Modality::Text) else {
             return (a.clone(), b.clone());
@@ -124,7 +144,7 @@ fn batch(inputs: &BTreeMap<String, Tensor>) -> Batch {
     }
 }
 
-pub fn run_all(case: &Case, differentiable: bool) -> State {
+pub(crate) fn run_all(case: &Case, differentiable: bool) -> State {
     let mut state = case.state().differentiable(differentiable);
     for (_, op) in case.network.ops() {
         case.network.run(op, &mut state, &case.weights).unwrap();
@@ -132,7 +152,7 @@ pub fn run_all(case: &Case, differentiable: bool) -> State {
     state
 }
 
-pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+pub(crate) fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     let difference = (a - b).unwrap().abs().unwrap();
     difference
         .flatten_all()
