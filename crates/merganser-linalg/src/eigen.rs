@@ -1,0 +1,185 @@
+//! Eigenvalues and eigenvectors of symmetric matrices, and what follows from them for singular systems.
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::prelude::default;
+use faer::{MatMut, Par};
+
+use crate::{Error, Matrix, Real, Result, gemm};
+
+/// A = Σ λ_k v_k v_kᵀ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eigen<T = f64> {
+    /// λ_k, in descending order.
+    pub values: Vec<f64>,
+    /// v_k as row k: orthonormal.
+    pub vectors: Matrix<T>,
+}
+
+impl<T: Real> Eigen<T> {
+    /// Decomposes a symmetric matrix; only its lower triangle is read. The sign of a vector is the one that makes its
+    /// element of largest magnitude (the first of equals) positive.
+    ///
+    /// # Errors
+    /// If the matrix is not finite or the iteration does not converge.
+    ///
+    /// # Panics
+    /// If the matrix is not square.
+    pub fn of(a: &Matrix<T>) -> Result<Self> {
+        let n = a.rows();
+        assert_eq!(n, a.cols(), "the matrix must be square");
+        a.check_finite()?;
+        if n == 0 {
+            return Ok(Self {
+                values: Vec::new(),
+                vectors: Matrix::zeros(0, 0),
+            });
+        }
+        // faer wants column-major vectors: their columns are the rows of our matrix.
+        let mut vectors = Matrix::<T>::zeros(n, n);
+        let mut values = Diag::<T>::zeros(n);
+        let scratch =
+            self_adjoint_evd_scratch::<T>(n, ComputeEigenvectors::Yes, Par::Seq, default());
+        self_adjoint_evd(
+            a.view().transpose(),
+            values.as_mut(),
+            Some(MatMut::from_column_major_slice_mut(
+                vectors.as_mut_slice(),
+                n,
+                n,
+            )),
+            Par::Seq,
+            MemStack::new(&mut MemBuffer::new(scratch)),
+            default(),
+        )
+        .map_err(|_| Error::NoConvergence("eigendecomposition"))?;
+        let values: Vec<f64> = (0..n).map(|i| values.column_vector()[i].to_f64()).collect();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&i, &j| values[j].total_cmp(&values[i]));
+        let values: Vec<f64> = order.iter().map(|&i| values[i]).collect();
+        let mut vectors = vectors.gather_rows(&order);
+        for k in 0..n {
+            fix_sign(vectors.row_mut(k));
+        }
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NoConvergence("eigendecomposition"));
+        }
+        Ok(Self { values, vectors })
+    }
+
+    /// The value at or below which eigenvalues of a positive semidefinite matrix are rounding: 4√n · ε · λ₁, for the ε of
+    /// the numbers the matrix was computed from, which may be larger than that of its type. (The norm of a symmetric
+    /// matrix of independent errors of size ε grows with the square root of its dimension.)
+    pub fn noise(&self, epsilon: f64) -> f64 {
+        let largest = self.values.first().copied().unwrap_or(0.0).max(0.0);
+        noise(self.values.len(), epsilon.max(T::EPSILON)) * largest
+    }
+
+    /// Number of eigenvalues above `cutoff`.
+    pub fn rank(&self, cutoff: f64) -> usize {
+        self.values.iter().take_while(|&&x| x > cutoff).count()
+    }
+
+    /// X = C A⁺: the least-norm solution of X A = C, where eigenvalues at or below `cutoff` count as zero.
+    ///
+    /// # Panics
+    /// If C does not have as many columns as A.
+    pub fn solve_rows(&self, c: &Matrix<T>, cutoff: f64) -> Matrix<T> {
+        let rank = self.rank(cutoff);
+        let vectors = self.vectors.rows_range(0, rank);
+        let mut coordinates = gemm::mul_nt(c, &vectors);
+        let inverse: Vec<f64> = self.values[..rank].iter().map(|x| 1.0 / x).collect();
+        coordinates.scale_cols(&inverse);
+        gemm::mul(&coordinates, &vectors)
+    }
+}
+
+/// Rounding in a matrix of dimension n, relative to its norm.
+pub(crate) fn noise(n: usize, epsilon: f64) -> f64 {
+    4.0 * (n as f64).sqrt() * epsilon
+}
+
+/// Makes the element of largest magnitude positive; whether the sign changed.
+pub(crate) fn fix_sign<T: Real>(vector: &mut [T]) -> bool {
+    let mut largest = 0.0;
+    let mut negative = false;
+    for x in vector.iter() {
+        let x = x.to_f64();
+        if x.abs() > largest {
+            largest = x.abs();
+            negative = x < 0.0;
+        }
+    }
+    if negative {
+        let minus = T::from_f64(-1.0);
+        vector.iter_mut().for_each(|x| *x *= minus);
+    }
+    negative
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn singular() -> Matrix {
+        // Rank 2 in 5 dimensions.
+        let x = Matrix::from_fn(2, 5, |i, j| ((3 * i + j * j) % 7) as f64 - 2.0);
+        gemm::mul_tn(&x, &x)
+    }
+
+    #[test]
+    fn eigenpairs_rebuild_the_matrix() {
+        let a = singular();
+        let eigen = Eigen::of(&a).unwrap();
+        assert!(eigen.values.is_sorted_by(|a, b| a >= b));
+        let mut scaled = eigen.vectors.clone();
+        scaled.scale_rows(&eigen.values);
+        let mut rebuilt = gemm::mul_tn(&eigen.vectors, &scaled);
+        rebuilt.add_scaled(-1.0, &a);
+        assert!(rebuilt.norm() < 1e-12 * a.norm());
+        assert_eq!(eigen.rank(eigen.noise(0.0)), 2);
+    }
+
+    #[test]
+    fn the_least_norm_solution_lies_in_the_row_space() {
+        let a = singular();
+        let eigen = Eigen::of(&a).unwrap();
+        let c = gemm::mul(&Matrix::from_fn(3, 5, |i, j| (i + j) as f64), &a);
+        let x = eigen.solve_rows(&c, eigen.noise(0.0));
+        let mut residual = gemm::mul(&x, &a);
+        residual.add_scaled(-1.0, &c);
+        assert!(residual.norm() < 1e-10 * c.norm());
+        let null = eigen.vectors.rows_range(2, 5);
+        assert!(gemm::mul_nt(&x, &null).norm() < 1e-12 * x.norm());
+    }
+
+    #[test]
+    fn large_matrices_are_rebuilt_too() {
+        let x = Matrix::from_fn(350, 300, |i, j| (((i * 300 + j) as f64) * 1.7).sin());
+        let a = gemm::mul_tn(&x, &x);
+        let eigen = Eigen::of(&a).unwrap();
+        let mut rest = gemm::mul(&eigen.vectors, &a);
+        let mut scaled = eigen.vectors.clone();
+        scaled.scale_rows(&eigen.values);
+        rest.add_scaled(-1.0, &scaled);
+        assert!(rest.norm() < 1e-12 * a.norm());
+    }
+
+    #[test]
+    fn zeros_have_rank_zero_and_nan_is_refused() {
+        let eigen = Eigen::of(&Matrix::<f32>::zeros(3, 3)).unwrap();
+        assert_eq!(eigen.rank(eigen.noise(0.0)), 0);
+        let x = eigen.solve_rows(&Matrix::from_fn(1, 3, |_, j| j as f32), 0.0);
+        assert_eq!(x, Matrix::zeros(1, 3));
+        let nan = Matrix::from_fn(2, 2, |_, _| f64::NAN);
+        assert!(Eigen::of(&nan).is_err());
+        assert!(
+            Eigen::of(&Matrix::<f64>::zeros(0, 0))
+                .unwrap()
+                .values
+                .is_empty()
+        );
+    }
+}
