@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
+use minijinja::{Environment, Output, State, Value, context, escape_formatter};
 use serde::Serialize;
 
 use crate::names::{role, short_blocks, short_tensors};
 use crate::palette;
-use crate::plot::{self, Bar, Colours, Heat, Point, Series};
-use crate::summary::{FULL, Group, average, blocks, task_mean, tensors, total_energy};
-use crate::text::{MISSING, count, counted, decimal, percent, shape, short};
+use crate::plot::{self, Bar, Cell, Colours, Heat, Point, Positions, Series};
+use crate::summary::{self, FULL, Group, average, task_mean, tensors, total_energy};
+use crate::text::{MISSING, count, counted, decimal, harmless, percent, score, shape, short};
 use crate::{Accuracy, Layer, Method, MethodKind, Pairwise, Relation, Report, Result, Score};
 
 /// Rows of the table of all tensors: more make the page heavy, and are in the JSON.
@@ -38,6 +38,7 @@ impl Report {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
+        environment.set_formatter(write_escaped);
         environment.add_template("page.html", include_str!("page.html"))?;
         let style = format!("{}{}", include_str!("page.css"), palette::style_sheet());
         // The rows of layers are made; there may be tens of thousands.
@@ -137,20 +138,27 @@ struct LayerRow {
 impl Page {
     fn new(report: &Report) -> Self {
         let series = plot::series(report);
-        let groups = blocks(&report.layers);
-        let few = groups.len() < 2;
+        let groups = summary::blocks(&report.layers);
+        let blocks = groups.len();
+        let few = blocks < 2;
         // A network of one block is shown tensor by tensor.
-        let (positions, names) = if few {
+        let (groups, short) = if few {
             (tensors(&report.layers), short_tensors(&report.layers))
         } else {
             let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
             let short = short_blocks(&names);
-            (groups.clone(), short)
+            (groups, short)
         };
-        let several = positions.len() > 1;
+        let by_task = by_task(report, &groups);
+        let by_role = if few { None } else { by_role(report, &groups) };
+        let maps = by_task.iter().chain(&by_role);
+        let rows = maps.flat_map(|map| &map.rows);
+        let positions = Positions::new(&groups, &short, rows);
+        let heat = |label, map: Map| safe(map.draw(label, &groups, &positions));
+        let several = groups.len() > 1;
         let chosen = report.chosen.as_deref();
         Self {
-            summary: summary(report, groups.len()),
+            summary: facts(report, blocks),
             figures: figures(report),
             captured_bars: captured_bars(report, &series),
             accuracy_bars: accuracy_bars(report, &series),
@@ -158,11 +166,12 @@ impl Page {
             correlation: correlation(report),
             methods: methods(report, &series),
             positions: if few { "tensor" } else { "block" },
-            depth: several.then(|| safe(plot::depth(&positions, &names, &series))),
-            shares: (several && positions.iter().any(|it| it.share.is_some()))
-                .then(|| safe(plot::shares(&positions, &names, chosen))),
-            by_task: by_task(report, &positions, &names),
-            by_role: (!few).then(|| by_role(report, &groups, &names)).flatten(),
+            depth: several.then(|| safe(plot::depth(&positions, &series))),
+            shares: (several && groups.iter().any(|it| it.share.is_some()))
+                .then(|| safe(plot::shares(&positions, chosen))),
+            by_task: by_task.map(|map| heat("captured energy of each task over depth", map)),
+            by_role: by_role
+                .map(|map| heat("captured energy of each kind of tensor over depth", map)),
             pairwise: pairwise(report),
             tasks: tasks(report),
             layers: layers(report),
@@ -173,11 +182,33 @@ impl Page {
     }
 }
 
+/// Escapes as HTML wants it, and replaces characters that would turn the direction of writing.
+fn write_escaped(
+    output: &mut Output,
+    state: &mut State,
+    value: &Value,
+) -> std::result::Result<(), minijinja::Error> {
+    match value.as_str() {
+        Some(text) if !value.is_safe() => {
+            let keep = |c| {
+                if c == '\n' || c == '\t' {
+                    c
+                } else {
+                    harmless(c)
+                }
+            };
+            let text: String = text.chars().map(keep).collect();
+            escape_formatter(output, state, &Value::from(text))
+        }
+        _ => escape_formatter(output, state, value),
+    }
+}
+
 fn safe(markup: String) -> Value {
     Value::from_safe_string(markup)
 }
 
-fn summary(report: &Report, blocks: usize) -> Vec<String> {
+fn facts(report: &Report, blocks: usize) -> Vec<String> {
     let mut parts = Vec::new();
     if let Some(base) = &report.provenance.base {
         parts.push(format!("base model {base}"));
@@ -185,7 +216,7 @@ fn summary(report: &Report, blocks: usize) -> Vec<String> {
     parts.push(counted(report.tasks.len(), "task"));
     parts.push(format!(
         "{} in {}",
-        counted(report.layers.len(), "layer"),
+        counted(report.layers.len(), "tensor"),
         counted(blocks, "block")
     ));
     let samples: Option<u64> = report.tasks.iter().map(|task| task.samples).sum();
@@ -231,7 +262,7 @@ fn figures(report: &Report) -> Vec<Figure> {
     figure(
         full,
         "captured at best".to_owned(),
-        "by the basis of every matrix, full".to_owned(),
+        "by full, the basis of every matrix".to_owned(),
     );
     figure(
         full.map(|full| 1.0 - full),
@@ -367,92 +398,80 @@ fn methods(report: &Report, series: &[Series]) -> Vec<MethodRow> {
     rows.map(row).collect()
 }
 
-/// A value and half the width of its interval: `84.3% ± 1.2`.
-pub(crate) fn score(score: Score) -> String {
-    match (score.low, score.high) {
-        (Some(low), Some(high)) => {
-            format!("{} ± {:.1}", percent(score.value), 50.0 * (high - low))
-        }
-        _ => percent(score.value),
+/// A heat map over depth before it is drawn.
+struct Map {
+    rows: Vec<String>,
+    cells: Vec<Vec<Cell>>,
+}
+
+impl Map {
+    /// The map, unless it has no value at all.
+    fn new(rows: Vec<String>, cells: Vec<Vec<Cell>>) -> Option<Self> {
+        let map = Self { rows, cells };
+        map.values().next()?;
+        Some(map)
+    }
+
+    fn values(&self) -> impl Iterator<Item = f64> {
+        self.cells.iter().flatten().filter_map(|cell| match cell {
+            Cell::Value(value) => Some(*value),
+            Cell::Absent | Cell::Missing => None,
+        })
+    }
+
+    fn draw(&self, label: &str, groups: &[Group], positions: &Positions) -> String {
+        let columns: Vec<String> = groups.iter().map(|group| group.name.clone()).collect();
+        let heat = Heat {
+            label,
+            rows: &self.rows,
+            columns: &columns,
+            cells: &self.cells,
+            colours: Colours::captured(self.values()),
+        };
+        heat.over_depth(positions)
     }
 }
 
-fn by_task(report: &Report, positions: &[Group], names: &[String]) -> Option<Value> {
-    let task_names: Vec<String> = report.tasks.iter().map(|task| task.name.clone()).collect();
-    let values: Vec<Vec<Option<f64>>> = (0..task_names.len())
-        .map(|task| {
-            let positions = positions.iter();
-            let value = |it: &Group| it.by_task.get(task).copied().flatten();
-            positions.map(value).collect()
-        })
-        .collect();
-    let long: Vec<String> = positions.iter().map(|it| it.name.clone()).collect();
-    let label = "captured energy of each task over the depth of the network";
-    heat_over_depth(label, &task_names, &long, &values, names)
+fn by_task(report: &Report, groups: &[Group]) -> Option<Map> {
+    let tasks = report.tasks.iter().enumerate();
+    let row = |task: usize| {
+        let groups = groups.iter();
+        groups.map(move |group| group.by_task.get(task).copied().flatten().into())
+    };
+    let (names, cells) = tasks
+        .map(|(task, it)| (it.name.clone(), row(task).collect()))
+        .unzip();
+    Map::new(names, cells)
 }
 
-fn by_role(report: &Report, groups: &[Group], names: &[String]) -> Option<Value> {
+/// Captured energy of each kind of tensor that several blocks have.
+fn by_role(report: &Report, groups: &[Group]) -> Option<Map> {
     let chosen = report.chosen.as_ref()?;
-    let mut roles: Vec<String> = Vec::new();
-    let mut cells: BTreeMap<(String, &str), Option<f64>> = BTreeMap::new();
-    let mut blocks: BTreeMap<String, usize> = BTreeMap::new();
+    let places = groups.iter().enumerate();
+    let places: BTreeMap<&str, usize> = places.map(|(k, it)| (it.name.as_str(), k)).collect();
+    let mut rows: Vec<String> = Vec::new();
+    let mut cells: BTreeMap<String, Vec<Cell>> = BTreeMap::new();
     for layer in &report.layers {
         let role = role(layer);
-        if !roles.contains(&role) {
-            if roles.len() > 4 * MOST_ROLES {
-                return None;
-            }
-            roles.push(role.clone());
+        let row = cells.entry(role.clone()).or_insert_with(|| {
+            rows.push(role);
+            vec![Cell::Absent; groups.len()]
+        });
+        if rows.len() > 4 * MOST_ROLES {
+            return None;
         }
-        *blocks.entry(role.clone()).or_default() += 1;
         let captured = layer.captured.get(chosen).copied().flatten();
-        cells.insert((role, &layer.block), captured);
+        if let Some(&place) = places.get(layer.block.as_str()) {
+            row[place] = captured.into();
+        }
     }
-    roles.retain(|role| blocks.get(role).is_some_and(|&count| count > 1));
-    if roles.len() < 2 || roles.len() > MOST_ROLES {
+    let present = |row: &[Cell]| row.iter().filter(|cell| **cell != Cell::Absent).count();
+    rows.retain(|role| cells.get(role).is_some_and(|row| present(row) > 1));
+    if rows.len() < 2 || rows.len() > MOST_ROLES {
         return None;
     }
-    let repeated = |group: &&Group| {
-        roles
-            .iter()
-            .any(|role| cells.contains_key(&(role.clone(), group.name.as_str())))
-    };
-    let shown: Vec<&Group> = groups.iter().filter(repeated).collect();
-    let values: Vec<Vec<Option<f64>>> = roles
-        .iter()
-        .map(|role| {
-            let cell = |group: &&Group| cells.get(&(role.clone(), group.name.as_str())).copied();
-            shown.iter().map(|group| cell(group).flatten()).collect()
-        })
-        .collect();
-    let long: Vec<String> = shown.iter().map(|group| group.name.clone()).collect();
-    let short: Vec<String> = groups
-        .iter()
-        .zip(names)
-        .filter(|(group, _)| repeated(group))
-        .map(|(_, name)| name.clone())
-        .collect();
-    let label = "captured energy of each kind of tensor over the depth of the network";
-    heat_over_depth(label, &roles, &long, &values, &short)
-}
-
-fn heat_over_depth(
-    label: &str,
-    rows: &[String],
-    columns: &[String],
-    values: &[Vec<Option<f64>>],
-    short: &[String],
-) -> Option<Value> {
-    let all = || values.iter().flatten().copied();
-    all().flatten().next()?;
-    let heat = Heat {
-        label,
-        rows,
-        columns,
-        values,
-        colours: Colours::captured(all()),
-    };
-    Some(safe(heat.over_depth(short)))
+    let cells = rows.iter().filter_map(|role| cells.remove(role)).collect();
+    Map::new(rows, cells)
 }
 
 fn pairwise(report: &Report) -> Vec<Matrix> {
@@ -465,11 +484,13 @@ fn pairwise(report: &Report) -> Vec<Matrix> {
             Relation::Cosine => ("cosine", Colours::Cosine),
             Relation::Conflict => ("conflict", Colours::Conflict),
         };
+        let row = |row: &Vec<Option<f64>>| row.iter().map(|&value| value.into()).collect();
+        let cells: Vec<Vec<Cell>> = it.values.iter().map(row).collect();
         let heat = Heat {
             label: &it.title,
             rows: &names,
             columns: &names,
-            values: &it.values,
+            cells: &cells,
             colours,
         };
         Matrix {

@@ -34,11 +34,13 @@ pub(crate) fn short_tensors(layers: &[Layer]) -> Vec<String> {
 
 /// What a tensor is within its block.
 pub(crate) fn role(layer: &Layer) -> String {
-    let inside = layer.name.find(&layer.block).and_then(|start| {
-        let rest = &layer.name[start + layer.block.len()..];
-        rest.strip_prefix('.').filter(|_| !layer.block.is_empty())
+    let name = &layer.name;
+    let inside = name.match_indices(&layer.block).find_map(|(start, block)| {
+        let whole = start == 0 || name[..start].ends_with('.');
+        let rest = name[start + block.len()..].strip_prefix('.');
+        rest.filter(|_| whole && !block.is_empty())
     });
-    weight_of(inside.unwrap_or(&layer.name)).to_owned()
+    weight_of(inside.unwrap_or(name)).to_owned()
 }
 
 fn weight_of(name: &str) -> &str {
@@ -49,7 +51,8 @@ fn end(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-fn numbered(name: &str) -> Option<(&str, &str)> {
+/// A name that ends in a number, as stack and number.
+pub(crate) fn numbered(name: &str) -> Option<(&str, &str)> {
     let (stack, number) = name.rsplit_once('.')?;
     let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     digits.then_some((stack, number))

@@ -5,6 +5,8 @@
 //! by Machado, Oliveira and Fernandes ("A physiologically-based model for simulation of color
 //! vision deficiency", 2009). Shades are even steps in Oklab. Tests hold the contrasts.
 
+#![allow(clippy::unreadable_literal, reason = "colours are read as RRGGBB")]
+
 /// Colours of one theme, as `0xRRGGBB`.
 struct Theme {
     page: u32,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::names::numbered;
 use crate::statistics::{finite, spearman};
 use crate::{Accuracy, Evaluation, Layer, Method, MethodKind, Report, Score};
 
@@ -299,19 +300,47 @@ pub(crate) fn total_energy(layers: &[Layer]) -> f64 {
 
 /// The layers by block, in the order in which blocks first appear.
 pub(crate) fn blocks(layers: &[Layer]) -> Vec<Group> {
-    let mut order: Vec<&str> = Vec::new();
-    let mut members: BTreeMap<&str, Vec<&Layer>> = BTreeMap::new();
-    for layer in layers {
-        let block = members.entry(&layer.block).or_default();
-        if block.is_empty() {
-            order.push(&layer.block);
-        }
-        block.push(layer);
-    }
     let total = total_energy(layers);
-    let groups = order.into_iter();
-    let groups = groups.filter_map(|name| Some(Group::of(name, members.get(name)?, total)));
+    let members = members(layers);
+    let groups = members.iter();
+    let groups = groups.map(|(name, layers)| Group::of(name, layers, total));
     groups.collect()
+}
+
+/// The same in at most about `most` groups: neighbours of one stack are taken together, as
+/// `layers.8 … 11`.
+pub(crate) fn bands(layers: &[Layer], most: usize) -> Vec<Group> {
+    let total = total_energy(layers);
+    let members = members(layers);
+    let size = members.len().div_ceil(most.max(1));
+    let stack = |name: &str| numbered(name).map(|(stack, _)| stack.to_owned());
+    let mut bands = Vec::new();
+    for run in members.chunk_by(|(a, _), (b, _)| stack(a).is_some() && stack(a) == stack(b)) {
+        for band in run.chunks(size.max(1)) {
+            let [(first, _), .., (last, _)] = band else {
+                bands.extend(band.iter().map(|(name, it)| Group::of(name, it, total)));
+                continue;
+            };
+            let number = numbered(last).map_or(*last, |(_, number)| number);
+            let layers: Vec<&Layer> = band.iter().flat_map(|(_, it)| it.iter().copied()).collect();
+            bands.push(Group::of(&format!("{first} … {number}"), &layers, total));
+        }
+    }
+    bands
+}
+
+/// The layers of each block.
+fn members(layers: &[Layer]) -> Vec<(&str, Vec<&Layer>)> {
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut members: Vec<(&str, Vec<&Layer>)> = Vec::new();
+    for layer in layers {
+        let place = *places.entry(&layer.block).or_insert_with(|| {
+            members.push((&layer.block, Vec::new()));
+            members.len() - 1
+        });
+        members[place].1.push(layer);
+    }
+    members
 }
 
 /// Every layer as a group of its own.
@@ -406,6 +435,27 @@ mod tests {
         assert_eq!(done.warnings.len(), 3, "{:?}", done.warnings);
         assert_eq!(done.layers[0].captured_by_task, [Some(0.1)]);
         assert_eq!(done.completed(), done);
+    }
+
+    #[test]
+    fn bands_join_neighbours_of_one_stack() {
+        let names = ["embed", "l.0", "l.1", "l.2", "l.3", "l.4", "head"];
+        let layers = names.map(|name| layer(name, 1.0, &[("task", 0.5)]));
+        let found = bands(&layers, 4);
+        let found: Vec<(&str, usize)> = found
+            .iter()
+            .map(|band| (band.name.as_str(), band.layers))
+            .collect();
+        let expected = [
+            ("embed", 1),
+            ("l.0 … 1", 2),
+            ("l.2 … 3", 2),
+            ("l.4", 1),
+            ("head", 1),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(bands(&layers, 100), blocks(&layers));
+        assert_eq!(bands(&[], 4), []);
     }
 
     #[test]

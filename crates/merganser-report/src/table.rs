@@ -1,9 +1,8 @@
 //! The report as text for a terminal: aligned, without colour, within the width asked for.
 
-use crate::html::score;
 use crate::names::short_tensors;
-use crate::summary::{FULL, Group, blocks, task_mean, tensors};
-use crate::text::{columns, count, counted, decimal, percent, shorten, visible};
+use crate::summary::{FULL, Group, bands, blocks, task_mean, tensors};
+use crate::text::{columns, count, counted, decimal, percent, score, shorten, visible};
 use crate::{Layer, Method, MethodKind, Pairwise, Relation, Report};
 
 /// The widest table there is: lines longer than this are hard to follow.
@@ -12,6 +11,8 @@ const WIDEST: usize = 100;
 const NARROWEST: usize = 40;
 /// Networks of up to so many tensors are shown tensor by tensor.
 const FEW: usize = 12;
+/// Deeper networks are shown in bands of blocks, more tasks by the worst of them.
+const MOST_ROWS: usize = 24;
 
 impl Report {
     /// The report as aligned text of at most `width` columns (40 to 100).
@@ -47,7 +48,7 @@ fn head(report: &Report, width: usize) -> String {
     );
     facts.push(counted(report.tasks.len(), "task"));
     let groups = blocks(&report.layers).len();
-    let layers = counted(report.layers.len(), "layer");
+    let layers = counted(report.layers.len(), "tensor");
     facts.push(format!("{layers} in {}", counted(groups, "block")));
     let title = if report.title.is_empty() {
         "Merge report"
@@ -163,7 +164,7 @@ fn layers(report: &Report, width: usize) -> String {
         }
         ("TENSOR", each)
     } else {
-        ("BLOCK", groups)
+        ("BLOCK", bands(&report.layers, MOST_ROWS))
     };
     // The chosen method and the bound, then the others in their order while there is room.
     let mut order: Vec<&str> = report.chosen.iter().map(String::as_str).collect();
@@ -215,7 +216,14 @@ fn tasks(report: &Report, width: usize) -> String {
     head.extend(accuracies.iter().map(|(name, _)| *name));
     let mut table = Table::new(&head);
     table.optional = vec![2, 1];
-    for (k, task) in report.tasks.iter().enumerate() {
+    let mut order: Vec<usize> = (0..report.tasks.len()).collect();
+    if order.len() > MOST_ROWS {
+        let captured = |task: usize| task_mean(&layers, task).unwrap_or(f64::INFINITY);
+        order.sort_by(|&a, &b| captured(a).total_cmp(&captured(b)));
+        order.truncate(MOST_ROWS);
+    }
+    for &k in &order {
+        let task = &report.tasks[k];
         let known = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), count);
         let mut row = vec![
             task.name.clone(),
@@ -229,7 +237,14 @@ fn tasks(report: &Report, width: usize) -> String {
         }));
         table.rows.push(row);
     }
-    table.write(width)
+    let mut text = table.write(width);
+    if order.len() < report.tasks.len() {
+        let (shown, all) = (order.len(), report.tasks.len());
+        text.push_str(&format!(
+            "(the {shown} of {all} tasks of which least is captured)\n"
+        ));
+    }
+    text
 }
 
 /// Matrices of few tasks in whole, of many as their extreme pairs.
@@ -417,7 +432,7 @@ impl Table {
         }
         if dropped > 0 {
             let columns = counted(dropped, "column");
-            text.push_str(&format!("({columns} left out for want of width)\n"));
+            text.push_str(&format!("({columns} left out: too narrow)\n"));
         }
         text
     }

@@ -2,6 +2,8 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::Score;
+
 /// What stands where nothing was measured.
 pub(crate) const MISSING: &str = "–";
 
@@ -105,16 +107,31 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
     short
 }
 
-/// A name as a terminal may show it: characters that would move the cursor, start an escape
-/// sequence or turn the direction of writing are shown as `�`.
+/// The character, or `�` for one that would move a cursor, start an escape sequence or turn the
+/// direction of writing.
+pub(crate) fn harmless(c: char) -> char {
+    let turns =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if turns || c.is_control() {
+        '\u{fffd}'
+    } else {
+        c
+    }
+}
+
+/// A text as a terminal may show it, in one line.
 pub(crate) fn visible(text: &str) -> String {
-    let harmless = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars()
-        .map(|c| if harmless(c) { c } else { '\u{fffd}' })
-        .collect()
+    text.chars().map(harmless).collect()
+}
+
+/// A value and half the width of its interval: `84.3% ± 1.2`.
+pub(crate) fn score(score: Score) -> String {
+    match (score.low, score.high) {
+        (Some(low), Some(high)) => {
+            format!("{} ± {:.1}", percent(score.value), 50.0 * (high - low))
+        }
+        _ => percent(score.value),
+    }
 }
 
 #[cfg(test)]

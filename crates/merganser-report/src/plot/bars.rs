@@ -117,6 +117,7 @@ fn row(svg: &mut Svg, bar: &Bar, middle: f64, x: &Scale, dots: bool, letters: us
     }
     if let (Some(low), Some(high)) = (score.low, score.high) {
         let (low, high) = (x.at(low), x.at(high));
+        svg.line((low - 1.0, middle), (high + 1.0, middle), "halo");
         svg.line((low, middle), (high, middle), "whisker");
         for end in [low, high] {
             svg.line((end, middle - 4.0), (end, middle + 4.0), "whisker");

@@ -1,66 +1,66 @@
 //! Captured energy over depth: one line per method, named at its end.
 
-use super::{DEPTH, Series, Towards, WIDE, marker, overflow, spread};
+use super::{Positions, Series, Towards, WIDE, almost_least, marker, overflow, spread};
 use crate::summary::Group;
-use crate::svg::{Categories, Path, Scale, Svg, nice, value_axis};
+use crate::svg::{Path, Scale, Svg, nice, value_axis};
 use crate::text::{percent, shorten, whole_percent};
 
-/// Values below this are drawn at the lower edge, as arrows: one layer that a merge ruins must not
-/// flatten all the others.
+/// No axis reaches below this. What lies beyond the axis is drawn as an arrow at the lower edge: one
+/// layer that a merge ruins must not flatten all the others.
 const FLOOR: f64 = -0.25;
 
-/// The plot over groups in forward order; `labels` are their short names.
-pub(crate) fn depth(groups: &[Group], labels: &[String], series: &[Series]) -> String {
+/// Up to so many values beyond the axis are written next to their arrows.
+const WRITTEN: usize = 6;
+
+/// The plot, a line per method.
+pub(crate) fn depth(positions: &Positions, series: &[Series]) -> String {
+    let groups = positions.groups;
     let value = |group: &Group, it: &Series| group.captured.get(&it.name).copied();
-    let least = groups
-        .iter()
-        .flat_map(|group| group.captured.values().copied())
-        .fold(1.0, f64::min);
-    let domain = if least < FLOOR {
-        (FLOOR, 1.0)
-    } else {
-        (nice(least.min(0.98), 1.0, 6).0, 1.0)
+    let all = || {
+        groups
+            .iter()
+            .flat_map(|group| group.captured.values().copied())
     };
-    let (left, right) = DEPTH;
-    let spacing = (right - left) / groups.len().max(1) as f64;
-    let (top, bottom) = (12.0, 312.0);
-    let names = Categories::new(labels, spacing);
+    let least = almost_least(all()).unwrap_or(0.0).clamp(FLOOR, 0.98);
+    let y = Scale {
+        domain: (nice(least, 1.0, 6).0.max(FLOOR), 1.0),
+        range: (312.0, 12.0),
+    };
+    let (bottom, top) = y.range;
+    let (left, right) = (positions.left, positions.right());
+    let names = positions.names();
     let mut svg = Svg::new(
         WIDE,
         bottom + names.height() + 4.0,
         "captured energy of each method over the depth of the network",
     );
-    let y = Scale {
-        domain,
-        range: (bottom, top),
-    };
-    let x = |k: usize| left + spacing * (k as f64 + 0.5);
     value_axis(&mut svg, &y, (left, right), true, whole_percent);
     svg.line((left, bottom), (right, bottom), "axis");
-    names.draw(&mut svg, bottom, x);
+    names.draw(&mut svg, bottom, |k| positions.middle(k));
 
-    let size = if spacing >= 20.0 { 3.6 } else { 2.2 };
+    let beyond = all().filter(|&captured| captured < y.domain.0).count();
+    // Where positions are close, every few of them have a marker; tooltips all have.
+    let every = (16.0 / positions.spacing).ceil() as usize;
     // The chosen method is drawn last, on top.
-    let mut order: Vec<&Series> = series.iter().collect();
-    order.sort_by_key(|it| it.chosen);
+    let mut order: Vec<(usize, &Series)> = series.iter().enumerate().collect();
+    order.sort_by_key(|(_, it)| it.chosen);
     let mut ends = Vec::new();
-    for it in order {
+    for (number, it) in order {
         let mut line = Path::default();
-        let mut open = false;
         let mut last = None;
+        let mut open = false;
         for (k, group) in groups.iter().enumerate() {
-            let Some(captured) = value(group, it) else {
-                open = false;
-                continue;
-            };
-            let at = (x(k), y.at(captured));
-            if open {
-                line.to(at);
-            } else {
-                line.start(at);
+            let captured = value(group, it);
+            if let Some(captured) = captured {
+                let at = (positions.middle(k), y.at(captured));
+                if open {
+                    line.to(at);
+                } else {
+                    line.start(at);
+                }
+                last = Some(at);
             }
-            open = true;
-            last = Some(at);
+            open = captured.is_some();
         }
         let Some(last) = last else { continue };
         svg.path(&line, &format!("line {}", it.class), "");
@@ -68,13 +68,23 @@ pub(crate) fn depth(groups: &[Group], labels: &[String], series: &[Series]) -> S
             let Some(captured) = value(group, it) else {
                 continue;
             };
-            let tooltip = format!("{} · {}: {}", it.name, group.name, percent(Some(captured)));
-            if captured < domain.0 {
-                let at = (x(k), bottom);
+            let at = (positions.middle(k), y.at(captured));
+            let figure = percent(Some(captured));
+            let tooltip = format!("{} · {}: {figure}", it.name, group.name);
+            if captured < y.domain.0 {
                 overflow(&mut svg, at, Towards::Down, &it.class, &tooltip);
+                if beyond <= WRITTEN {
+                    svg.text(
+                        (at.0 + 7.0, at.1 - 4.0 - 14.0 * (number % 3) as f64),
+                        "",
+                        &figure,
+                    );
+                }
+            } else if (k + number).is_multiple_of(every) {
+                marker(&mut svg, it.marker, at, 3.6, &it.class, &tooltip);
             } else {
-                let at = (x(k), y.at(captured));
-                marker(&mut svg, it.marker, at, size, &it.class, &tooltip);
+                let target = [("cx", at.0), ("cy", at.1), ("r", 4.0)];
+                svg.shape("circle", &target, "target", &tooltip);
             }
         }
         ends.push((it, last));
@@ -82,23 +92,23 @@ pub(crate) fn depth(groups: &[Group], labels: &[String], series: &[Series]) -> S
     let heights: Vec<f64> = ends.iter().map(|(_, end)| end.1).collect();
     let places = spread(&heights, 15.0, (top + 2.0, bottom - 2.0));
     for ((it, end), place) in ends.iter().zip(places) {
-        let from = (end.0 + size + 3.0, end.1);
-        svg.line(from, (right + 6.0, place), &format!("leader {}", it.class));
+        let (from, to) = (right + 8.0, right + 30.0);
         svg.line(
-            (right + 6.0, place),
-            (right + 28.0, place),
-            &format!("line {}", it.class),
+            (end.0 + 6.0, end.1),
+            (from, place),
+            &format!("leader {}", it.class),
         );
+        svg.line((from, place), (to, place), &format!("line {}", it.class));
         marker(
             &mut svg,
             it.marker,
-            (right + 17.0, place),
+            (from + 11.0, place),
             3.6,
             &it.class,
             "",
         );
         let class = if it.chosen { "strong" } else { "" };
-        svg.text((right + 34.0, place + 4.0), class, &shorten(&it.name, 20));
+        svg.text((to + 6.0, place + 4.0), class, &shorten(&it.name, 19));
     }
     svg.finish()
 }
@@ -123,11 +133,9 @@ mod tests {
             ..Report::default()
         };
         let labels: Vec<String> = (0..values.len()).map(|k| k.to_string()).collect();
-        depth(
-            &blocks(&report.layers),
-            &labels,
-            &super::super::series(&report),
-        )
+        let groups = blocks(&report.layers);
+        let positions = Positions::new(&groups, &labels, [].iter());
+        depth(&positions, &super::super::series(&report))
     }
 
     #[test]

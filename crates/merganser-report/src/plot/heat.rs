@@ -1,8 +1,8 @@
 //! Heat maps: rows and columns of values in ten shades, with the value written in cells that have
 //! the room.
 
-use super::{DEPTH, WIDE};
-use crate::svg::{Categories, Svg, text_width};
+use super::{Positions, WIDE, almost_least};
+use crate::svg::{Svg, text_width};
 use crate::text::{columns, decimal, percent, shorten, whole_percent};
 
 /// What the shades mean.
@@ -20,11 +20,12 @@ pub(crate) enum Colours {
 }
 
 impl Colours {
-    /// The shades for captured energies: from the least, rounded down to a tenth, but not below 0.
-    pub(crate) fn captured(values: impl Iterator<Item = Option<f64>>) -> Self {
-        let least = values.flatten().fold(0.9, f64::min);
+    /// The shades for captured energies: from almost the least that is not negative, rounded down
+    /// to a tenth.
+    pub(crate) fn captured(values: impl Iterator<Item = f64>) -> Self {
+        let least = almost_least(values.filter(|&value| value >= 0.0)).unwrap_or(0.0);
         Self::Captured {
-            low: ((least * 10.0).floor() / 10.0).max(0.0),
+            low: ((least * 10.0).floor() / 10.0).clamp(0.0, 0.9),
         }
     }
 
@@ -65,10 +66,27 @@ impl Colours {
 
     fn ends(self) -> (String, String) {
         match self {
-            Self::Captured { low } => (whole_percent(low), whole_percent(1.0)),
+            Self::Captured { low } => (format!("≤ {}", whole_percent(low)), whole_percent(1.0)),
             Self::Cosine => ("−1".to_owned(), "1".to_owned()),
             Self::Conflict => ("0".to_owned(), "1".to_owned()),
         }
+    }
+}
+
+/// What a place of a heat map shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Cell {
+    /// Nothing: there is no such thing to measure.
+    Absent,
+    /// That this was not measured.
+    Missing,
+    /// A value.
+    Value(f64),
+}
+
+impl From<Option<f64>> for Cell {
+    fn from(value: Option<f64>) -> Self {
+        value.map_or(Self::Missing, Self::Value)
     }
 }
 
@@ -81,37 +99,35 @@ pub(crate) struct Heat<'a> {
     pub(crate) rows: &'a [String],
     /// Full names of the columns, for tooltips.
     pub(crate) columns: &'a [String],
-    /// Values by row and column.
-    pub(crate) values: &'a [Vec<Option<f64>>],
+    /// Cells by row and column; what is left out was not measured.
+    pub(crate) cells: &'a [Vec<Cell>],
     /// What the shades mean.
     pub(crate) colours: Colours,
 }
 
 impl Heat<'_> {
-    fn value(&self, row: usize, column: usize) -> Option<f64> {
-        self.values.get(row)?.get(column).copied().flatten()
+    fn cell(&self, row: usize, column: usize) -> Cell {
+        let row = self.cells.get(row);
+        let cell = row.and_then(|row| row.get(column));
+        cell.copied().unwrap_or(Cell::Missing)
     }
 
-    /// Over depth: columns are the positions of the plots over depth, with their short names.
-    pub(crate) fn over_depth(&self, short: &[String]) -> String {
-        let widest = self.rows.iter().map(|row| columns(row)).max().unwrap_or(0);
-        // Long names of rows push the map to the right, up to a point.
-        let letters = widest.min(26);
-        let left = (text_width(&"m".repeat(letters)) + 12.0).max(DEPTH.0);
-        let right = if left > DEPTH.0 { WIDE - 4.0 } else { DEPTH.1 };
-        let width = ((right - left) / self.columns.len().max(1) as f64).min(90.0);
+    /// Over depth: the columns are the positions of the plots over depth.
+    pub(crate) fn over_depth(&self, positions: &Positions) -> String {
+        let (left, width) = (positions.left, positions.spacing);
         let height = if self.rows.len() > 12 { 17.0 } else { 24.0 };
         let top = 30.0;
         let bottom = top + height * self.rows.len() as f64;
-        let names = Categories::new(short, width);
+        let names = positions.names();
         let mut svg = Svg::new(WIDE, bottom + names.height() + 4.0, self.label);
         self.legend(&mut svg, left);
         for (r, row) in self.rows.iter().enumerate() {
             let middle = top + height * (r as f64 + 0.5);
-            svg.text((left - 7.0, middle + 4.0), "end", &shorten(row, letters));
+            let short = shorten(row, Positions::LONGEST);
+            svg.text((left - 7.0, middle + 4.0), "end", &short);
         }
-        self.cells(&mut svg, (left, top), (width, height));
-        names.draw(&mut svg, bottom, |k| left + width * (k as f64 + 0.5));
+        self.draw(&mut svg, (left, top), (width, height));
+        names.draw(&mut svg, bottom, |k| positions.middle(k));
         svg.finish()
     }
 
@@ -139,31 +155,36 @@ impl Heat<'_> {
             svg.text((left - 7.0, top + middle + 4.0), "end", &short);
             svg.turned_text((left + middle + 2.0, top - 6.0), -45.0, "", &short);
         }
-        self.cells(&mut svg, (left, top), (size, size));
+        self.draw(&mut svg, (left, top), (size, size));
         svg.finish()
     }
 
-    fn cells(&self, svg: &mut Svg, (left, top): (f64, f64), (width, height): (f64, f64)) {
+    fn draw(&self, svg: &mut Svg, (left, top): (f64, f64), (width, height): (f64, f64)) {
         let gap = if width < 8.0 { 0.0 } else { 1.0 };
         for (r, row) in self.rows.iter().enumerate() {
             for (c, column) in self.columns.iter().enumerate() {
-                let value = self.value(r, c);
-                let (x, y) = (left + width * c as f64, top + height * r as f64);
-                let class = value.map_or("none".to_owned(), |value| self.colours.class(value));
-                let tooltip = match value {
-                    Some(_) => format!("{row} · {column}: {}", self.colours.write(value)),
-                    None => format!("{row} · {column}: not measured"),
+                let (class, words) = match self.cell(r, c) {
+                    Cell::Absent => continue,
+                    Cell::Missing => ("none".to_owned(), "not measured".to_owned()),
+                    Cell::Value(value) => {
+                        (self.colours.class(value), self.colours.write(Some(value)))
+                    }
                 };
+                let (x, y) = (left + width * c as f64, top + height * r as f64);
+                let tooltip = format!("{row} · {column}: {words}");
                 svg.rect((x, y), (width - gap, height - gap), &class, &tooltip);
-                let Some(value) = value else { continue };
-                let short = self.colours.write_in_cell(value);
-                if text_width(&short) + 2.0 <= width {
-                    let place = (x + (width - gap) / 2.0, y + (height - gap) / 2.0 + 4.0);
-                    svg.text(place, &format!("mid on {class}"), &short);
-                } else if class == "worse" && width >= 6.0 {
-                    let place = (x + (width - gap) / 2.0, y + (height - gap) / 2.0 + 4.0);
-                    svg.text(place, "mid on worse", "▾");
+                let Cell::Value(value) = self.cell(r, c) else {
+                    continue;
+                };
+                let mut short = self.colours.write_in_cell(value);
+                if text_width(&short) > width {
+                    if class != "worse" {
+                        continue;
+                    }
+                    short = "▾".to_owned();
                 }
+                let middle = (x + (width - gap) / 2.0, y + (height - gap) / 2.0 + 4.0);
+                svg.text(middle, &format!("mid on {class}"), &short);
             }
         }
     }
@@ -171,21 +192,21 @@ impl Heat<'_> {
     fn legend(&self, svg: &mut Svg, left: f64) {
         let (low, high) = self.colours.ends();
         svg.text((left, 15.0), "soft", &low);
-        let mut x = left + text_width(&low) + 5.0;
+        let mut x = left + text_width(&low) + 8.0;
         for shade in self.colours.shades() {
             svg.rect((x, 6.0), (13.0, 11.0), &shade, "");
             x += 13.0;
         }
         svg.text((x + 5.0, 15.0), "soft", &high);
         x += 5.0 + text_width(&high) + 16.0;
-        let shown = || {
-            let cells =
+        let any = |wanted: &dyn Fn(Cell) -> bool| {
+            let mut places =
                 (0..self.rows.len()).flat_map(|r| (0..self.columns.len()).map(move |c| (r, c)));
-            cells.map(|(r, c)| self.value(r, c))
+            places.any(|(r, c)| wanted(self.cell(r, c)))
         };
-        let worse = matches!(self.colours, Colours::Captured { .. })
-            && shown().flatten().any(|value| value < 0.0);
-        let missing = shown().any(|value| value.is_none());
+        let captured = matches!(self.colours, Colours::Captured { .. });
+        let worse = captured && any(&|cell| matches!(cell, Cell::Value(value) if value < 0.0));
+        let missing = any(&|cell| cell == Cell::Missing);
         let others = [
             (worse, "worse", "worse than base ▾"),
             (missing, "none", "not measured"),
@@ -204,7 +225,7 @@ mod tests {
 
     #[test]
     fn shades() {
-        let captured = Colours::captured([Some(0.83), None, Some(0.99)].into_iter());
+        let captured = Colours::captured([-3.0, 0.83, 0.99].into_iter());
         let classes = [0.8, 0.8199, 0.99, 1.0, 1.5, -0.1].map(|value| captured.class(value));
         assert_eq!(classes, ["q0", "q0", "q9", "q9", "q9", "worse"]);
         let cosines = [-1.0, -0.05, 0.0, 0.5, 1.0].map(|value| Colours::Cosine.class(value));
@@ -221,7 +242,10 @@ mod tests {
             label: "cosines",
             rows: &names,
             columns: &names,
-            values: &[vec![Some(1.0), Some(-0.25)], vec![Some(-0.25), None]],
+            cells: &[
+                vec![Cell::Value(1.0), Cell::Value(-0.25)],
+                vec![Cell::Absent, Cell::Missing],
+            ],
             colours: Colours::Cosine,
         };
         insta::assert_snapshot!(heat.square());
@@ -234,10 +258,10 @@ mod tests {
             label: "captured",
             rows: &names,
             columns: &names,
-            values: &[vec![Some(-1e300)]],
-            colours: Colours::captured([Some(-1e300)].into_iter()),
+            cells: &[vec![Cell::Value(-1e300)]],
+            colours: Colours::captured([-1e300].into_iter()),
         };
-        let drawn = heat.over_depth(&names);
+        let drawn = heat.square();
         assert_eq!(drawn.matches(": not measured").count(), 3);
         assert!(drawn.contains("worse than base"));
     }

@@ -11,12 +11,13 @@ mod shares;
 
 pub(crate) use bars::{Bar, bars};
 pub(crate) use depth::depth;
-pub(crate) use heat::{Colours, Heat};
+pub(crate) use heat::{Cell, Colours, Heat};
 pub(crate) use scatter::{Point, scatter};
 pub(crate) use shares::shares;
 
-use crate::summary::FULL;
-use crate::svg::{Path, Svg};
+use crate::summary::{FULL, Group};
+use crate::svg::{Categories, Path, Svg, text_width};
+use crate::text::columns;
 use crate::{MethodKind, Report};
 
 /// Colours the style sheet defines.
@@ -25,8 +26,8 @@ const COLOURS: usize = 8;
 /// The width of a plot that spans the page, in pixels.
 const WIDE: f64 = 960.0;
 
-/// Where the plots over depth begin and end along x, so that they line up under each other.
-const DEPTH: (f64, f64) = (58.0, 790.0);
+/// The right end of the plots over depth; names of lines stand beyond it.
+const RIGHT: f64 = 790.0;
 
 /// How a method looks.
 #[derive(Debug, Clone)]
@@ -69,6 +70,59 @@ pub(crate) fn series(report: &Report) -> Vec<Series> {
         }
     });
     methods.collect()
+}
+
+/// The positions along x that all plots over depth share, so that they line up under each other.
+#[derive(Debug)]
+pub(crate) struct Positions<'a> {
+    /// The blocks or tensors, in forward order.
+    groups: &'a [Group],
+    /// Their short names.
+    short: &'a [String],
+    left: f64,
+    spacing: f64,
+}
+
+impl<'a> Positions<'a> {
+    /// Letters of the names of rows of heat maps; longer names are shortened.
+    const LONGEST: usize = 24;
+
+    /// Leaves room for the names of rows of the heat maps among the plots.
+    pub(crate) fn new<'r>(
+        groups: &'a [Group],
+        short: &'a [String],
+        rows: impl Iterator<Item = &'r String>,
+    ) -> Self {
+        let letters = rows.map(|row| columns(row).min(Self::LONGEST)).max();
+        let widest = text_width(&"m".repeat(letters.unwrap_or(0)));
+        let left = (widest + 12.0).max(58.0);
+        Self {
+            groups,
+            short,
+            left,
+            spacing: ((RIGHT - left) / groups.len().max(1) as f64).min(120.0),
+        }
+    }
+
+    fn right(&self) -> f64 {
+        self.left + self.spacing * self.groups.len() as f64
+    }
+
+    /// The middle of a position.
+    fn middle(&self, k: usize) -> f64 {
+        self.left + self.spacing * (k as f64 + 0.5)
+    }
+
+    fn names(&self) -> Categories<'a> {
+        Categories::new(self.short, self.spacing)
+    }
+}
+
+/// Where a scale begins that shows almost all of the values: its lowest fiftieth may be beyond it.
+fn almost_least(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 50).copied()
 }
 
 /// A circle, square, diamond or triangle around `at`.

@@ -98,7 +98,8 @@ pub(crate) fn scatter(points: &[Point], references: &[(&str, f64)]) -> String {
         );
         marker(&mut svg, series.marker, at, 4.5, &series.class, &tooltip);
         let name = shorten(&series.name, 22);
-        let width = text_width(&name);
+        // Bold letters are wider.
+        let width = text_width(&name) * if series.chosen { 1.12 } else { 1.0 };
         let candidates = [
             (at.0 + 9.0, at.1 + 4.0),
             (at.0 - 9.0 - width, at.1 + 4.0),

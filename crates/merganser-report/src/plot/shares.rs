@@ -1,24 +1,20 @@
 //! Where the energy of the network lies, and what becomes of it: a column per block, from the
 //! bottom what the chosen merge captures, what a better basis would add, and what no merge can.
 
-use super::{DEPTH, WIDE};
+use super::{Positions, WIDE};
 use crate::summary::Group;
-use crate::svg::{Categories, Scale, Svg, nice, text_width, value_axis};
+use crate::svg::{Scale, Svg, nice, value_axis};
 use crate::text::percent;
 
-/// The plot over groups in forward order; `labels` are their short names. Groups without energy
-/// stay empty.
-pub(crate) fn shares(groups: &[Group], labels: &[String], chosen: Option<&str>) -> String {
-    let (left, right) = DEPTH;
+/// The plot. Positions without energy stay empty.
+pub(crate) fn shares(positions: &Positions, chosen: Option<&str>) -> String {
+    let groups = positions.groups;
+    let (left, right) = (positions.left, positions.right());
     let (top, bottom) = (12.0, 192.0);
-    let spacing = (right - left) / groups.len().max(1) as f64;
-    let names = Categories::new(labels, spacing);
-    let most = groups
-        .iter()
-        .filter_map(|group| group.share)
-        .fold(0.0, f64::max);
+    let names = positions.names();
+    let most = groups.iter().filter_map(|group| group.share);
     let y = Scale {
-        domain: (0.0, nice(0.0, most.max(1e-3), 4).1),
+        domain: (0.0, nice(0.0, most.fold(1e-3, f64::max), 4).1),
         range: (bottom, top),
     };
     let mut svg = Svg::new(
@@ -30,8 +26,7 @@ pub(crate) fn shares(groups: &[Group], labels: &[String], chosen: Option<&str>) 
     let format = |value: f64| format!("{:.digits$}%", 100.0 * value);
     value_axis(&mut svg, &y, (left, right), true, format);
     svg.line((left, bottom), (right, bottom), "axis");
-    let x = |k: usize| left + spacing * (k as f64 + 0.5);
-    let width = (0.78 * spacing).min(54.0);
+    let width = (0.78 * positions.spacing).min(54.0);
     let mut used = [false; 3];
     for (k, group) in groups.iter().enumerate() {
         let Some(share) = group.share else { continue };
@@ -48,13 +43,13 @@ pub(crate) fn shares(groups: &[Group], labels: &[String], chosen: Option<&str>) 
                     percent(Some(share)),
                     percent(Some(size)),
                 );
-                let corner = (x(k) - width / 2.0, y.at(to));
+                let corner = (positions.middle(k) - width / 2.0, y.at(to));
                 svg.rect(corner, (width, height), class, &tooltip);
             }
             from = to;
         }
     }
-    names.draw(&mut svg, bottom, x);
+    names.draw(&mut svg, bottom, |k| positions.middle(k));
     // In the order in which the parts stand on each other, from the top.
     let mut place = top + 8.0;
     for (class, words) in (0..3)
@@ -62,9 +57,8 @@ pub(crate) fn shares(groups: &[Group], labels: &[String], chosen: Option<&str>) 
         .filter(|&part| used[part])
         .map(|part| PARTS[part])
     {
-        svg.rect((right + 6.0, place - 6.0), (12.0, 12.0), class, "");
-        debug_assert!(text_width(words) < WIDE - right - 24.0);
-        svg.text((right + 24.0, place + 4.0), "", words);
+        svg.rect((right + 13.0, place - 6.0), (12.0, 12.0), class, "");
+        svg.text((right + 36.0, place + 4.0), "", words);
         place += 20.0;
     }
     svg.finish()

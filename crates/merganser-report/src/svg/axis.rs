@@ -14,7 +14,7 @@ pub(crate) fn value_axis(
     format: impl Fn(f64) -> String,
 ) {
     let length = (scale.range.1 - scale.range.0).abs();
-    let room = if vertical { 42.0 } else { 62.0 };
+    let room = if vertical { 42.0 } else { 48.0 };
     let most = ((length / room) as usize).clamp(2, 10);
     for tick in ticks(scale.domain.0, scale.domain.1, most) {
         let place = scale.at(tick);

@@ -145,7 +145,7 @@ impl Path {
 
 /// The width of a text in pixels at the size plots use. An estimate: fonts differ.
 pub(crate) fn text_width(content: &str) -> f64 {
-    6.3 * text::columns(content) as f64
+    6.9 * text::columns(content) as f64
 }
 
 /// A coordinate, in tenths.
@@ -189,8 +189,7 @@ impl fmt::Display for Escaped<'_> {
                 '&' => f.write_str("&amp;")?,
                 '"' => f.write_str("&quot;")?,
                 '\'' => f.write_str("&#39;")?,
-                c if c.is_control() => f.write_char('\u{fffd}')?,
-                c => f.write_char(c)?,
+                c => f.write_char(text::harmless(c))?,
             }
         }
         Ok(())
