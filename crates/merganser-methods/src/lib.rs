@@ -8,6 +8,7 @@
 //! A method knows nothing of files or recipes. Adding one = one file here + one line in [`registry`] + its golden
 //! cases + its row in the docs.
 
+mod calibrated;
 mod error;
 mod group;
 mod memory;
@@ -48,6 +49,7 @@ mod tall;
 mod task_arithmetic;
 mod ties;
 
+pub use calibrated::{calibrated, descriptions, is_matrix_method};
 pub use error::MethodError;
 pub use group::{
     BLOCK, Block, CHUNK, Encoding, Grain, Input, Source, TensorGroup, View, scratch_bytes,

@@ -263,6 +263,15 @@ pub enum Kind {
         /// Largest allowed value.
         max: f64,
     },
+    /// A number in a closed range, or one word instead.
+    FloatOrWord {
+        /// Smallest allowed value.
+        min: f64,
+        /// Largest allowed value.
+        max: f64,
+        /// The word.
+        word: &'static str,
+    },
     /// A whole number in a closed range.
     Int {
         /// Smallest allowed value.

@@ -10,8 +10,11 @@ use crate::dtypes::{float, kernel_float, narrows, promote};
 use crate::layout::{self, Layout, Missing, Row, SliceScope};
 use crate::model::{Found, Inputs, Model};
 use crate::output_config::output_config;
+use crate::resolve::{Chosen, Scopes};
 use crate::vocabulary::{Reindexing, RowMap};
-use crate::{Action, InputRef, Options, Output, Plan, digest, extras, resolve, roles, shards};
+use crate::{
+    Action, InputRef, Options, Output, Plan, calibrated, digest, extras, resolve, roles, shards,
+};
 
 /// How many tensors an error about tensors names.
 const NAMED: usize = 5;
@@ -25,11 +28,13 @@ pub(crate) fn plan(
     let index: &dyn Fn(&ModelRef) -> usize = &|reference| inputs.index(reference);
     let models = &inputs.models;
     let document = &recipe.documents[document];
-    let (method, mut found) = resolve::check(document, options.lenient);
+    let (chosen, mut found) = resolve::check(document, options.lenient);
     found.extend(unsupported(document));
-    let Some(method) = method else {
+    let Some(chosen) = chosen else {
         return Err(found);
     };
+    let method = chosen.method;
+    found.extend(calibrated::check(document, &chosen, options));
     stop_on_errors(&mut found)?;
     if !options.allow_crimes && !options.state_dict {
         same_architecture(document, models, index)?;
@@ -42,6 +47,7 @@ pub(crate) fn plan(
         inputs: &inputs,
         models,
         method,
+        chosen: &chosen,
         options,
         notes: reindexing
             .iter()
@@ -82,6 +88,8 @@ pub(crate) fn plan(
         .map_err(|error| vec![error])?,
         None => None,
     };
+    let calibration =
+        calibrated::tasks(&chosen, document, &layout, &inputs).map_err(|error| vec![error])?;
     let mut outputs = extras::add(method, models, outputs, &mut planner.notes);
     let notes = planner.notes.into_iter().collect();
     let seed = options
@@ -95,17 +103,19 @@ pub(crate) fn plan(
         config.as_deref(),
         seed,
         options.shard_size,
+        calibration.as_ref(),
     );
     let metadata = digest::metadata(&digest, models, &recipe.source.text, seed);
     let shards = shards::pack(
         &mut outputs,
         options.shard_size,
-        method.info().name,
+        chosen.calibrated.unwrap_or(method.info()).name,
         &metadata,
     )
     .map_err(|error| vec![Diagnostic::error(error)])?;
     Ok(Plan {
         method,
+        calibrated: calibration,
         base,
         outputs,
         shards,
@@ -204,6 +214,7 @@ struct Planner<'p> {
     inputs: &'p Inputs,
     models: &'p [Model],
     method: &'static dyn Method,
+    chosen: &'p Chosen,
     options: &'p Options,
     notes: BTreeSet<String>,
     errors: Vec<Diagnostic>,
@@ -486,6 +497,7 @@ impl Planner<'_> {
                 t: row.t,
                 action,
                 extra: None,
+                calibrated: None,
             }
         };
         if described.iter().any(|(dtype, _)| !dtype.is_float()) {
@@ -543,16 +555,19 @@ impl Planner<'_> {
             .iter()
             .map(|(i, found)| (*i, found.name()))
             .collect();
-        let settings = resolve::settings(
-            self.method,
-            self.document,
-            scope,
-            row,
-            &names,
-            base,
-            self.models,
-        )
-        .map_err(|diagnostic| Fault::Recipe(Box::new(diagnostic)))?;
+        let scopes = Scopes {
+            document: self.document,
+            slice: scope,
+            models: self.models,
+            chosen: self.chosen,
+        };
+        let look_up = |info| {
+            scopes
+                .settings(info, (&row.name, row.t), &names, base)
+                .map_err(|diagnostic| Fault::Recipe(Box::new(diagnostic)))
+        };
+        let settings = look_up(self.method.info())?;
+        let calibrated = self.chosen.calibrated.map(look_up).transpose()?;
         self.method
             .check(&shape, base, &settings)
             .map_err(|reason| {
@@ -582,7 +597,11 @@ impl Planner<'_> {
                 settings,
                 encoding,
             },
-        )))
+        ))
+        .map(|mut output| {
+            output.calibrated = calibrated;
+            output
+        }))
     }
 
     /// How the rows of a vocabulary tensor of this model are re-indexed.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use merganser_methods::Method;
 
-use crate::{Action, Model, Output};
+use crate::{Action, Calibrated, Model, Output};
 
 /// Hash of the plan: version, method, seed, inputs, and every output with its resolved parameters.
 pub(crate) fn of(
@@ -15,6 +15,7 @@ pub(crate) fn of(
     config: Option<&str>,
     seed: u64,
     shard_size: u64,
+    calibrated: Option<&Calibrated>,
 ) -> String {
     let mut text = format!(
         "{}\n{}\n{seed}\n{shard_size}\n{}\n{config:?}\n",
@@ -22,8 +23,20 @@ pub(crate) fn of(
         method.info().name,
         inputs(models)
     );
+    if let Some(calibrated) = calibrated {
+        let _ = writeln!(text, "{} {:?}", calibrated.info.name, calibrated.settings);
+        if let Some((prior, settings)) = &calibrated.matrix_prior {
+            let _ = writeln!(text, " prior {} {settings:?}", prior.name);
+        }
+        for task in &calibrated.tasks {
+            let _ = writeln!(text, " task {} {:?}", task.model, task.calibration);
+        }
+    }
     for output in outputs {
         let _ = writeln!(text, "{} {} {:?}", output.name, output.dtype, output.shape);
+        if let Some(settings) = &output.calibrated {
+            let _ = writeln!(text, " {settings:?}");
+        }
         match &output.action {
             Action::Copy(input) => {
                 let _ = writeln!(text, " copy {} {}", input.model, input.tensor);

@@ -217,6 +217,7 @@ mod tests {
                 encoding: Encoding::Float(Float::BF16),
             },
             extra: None,
+            calibrated: None,
         }
     }
 

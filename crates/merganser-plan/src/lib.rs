@@ -5,6 +5,7 @@
 //! say. Making one is pure: the same recipe and headers give the same plan, on every machine. Whatever can be wrong
 //! with a recipe is found here, before anything is written.
 
+mod calibrated;
 mod combine;
 mod config;
 mod digest;
@@ -22,11 +23,12 @@ mod vocabulary;
 
 use std::collections::BTreeMap;
 
-use merganser_methods::{Encoding, Grain, Method, Settings};
+use merganser_methods::{Encoding, Grain, Method, MethodInfo, Settings};
 use merganser_recipe::{Diagnostic, Recipe};
 use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
+pub use calibrated::{Calibrated, Calibration, Task};
 pub use config::{Config, ConfigError};
 pub use dtypes::kernel_float;
 pub use extras::{Record, RecordedTensor};
@@ -78,8 +80,10 @@ impl Default for Options {
 
 /// A merge, as data.
 pub struct Plan {
-    /// The method of the recipe.
+    /// The method of the recipe; of a recipe that looks at data, its prior.
     pub method: &'static dyn Method,
+    /// What a recipe that looks at data adds.
+    pub calibrated: Option<Calibrated>,
     /// The input models; outputs refer to them by index.
     pub models: Vec<Model>,
     /// Index of the base model.
@@ -124,6 +128,8 @@ pub struct Output {
     /// Which of the method's extras it is; `None` for a tensor of the model. Its stored shape is then
     /// [`Output::stored_shape`].
     pub extra: Option<usize>,
+    /// Parameters of the calibrated method for this tensor; `None` if the recipe's method is none or cannot touch it.
+    pub calibrated: Option<Settings>,
 }
 
 impl Output {
@@ -223,6 +229,12 @@ impl Plan {
         options: &Options,
     ) -> Result<Self, Vec<Diagnostic>> {
         combine::plan(recipe, document, inputs, options)
+    }
+
+    /// The description of the recipe's method.
+    pub fn info(&self) -> &'static MethodInfo {
+        let calibrated = self.calibrated.as_ref();
+        calibrated.map_or(self.method.info(), |calibrated| calibrated.info)
     }
 
     /// The tensors of the model, without those beside it.

@@ -1,6 +1,7 @@
 //! An opened input model: a checkpoint, perhaps with an adapter on top, and what its config says.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use merganser_recipe::ModelRef;
@@ -52,6 +53,7 @@ pub struct Inputs {
     pub models: Vec<Model>,
     references: HashMap<ModelRef, usize>,
     companions: BTreeMap<String, usize>,
+    calibrations: BTreeMap<String, (PathBuf, String)>,
 }
 
 impl Inputs {
@@ -65,6 +67,16 @@ impl Inputs {
     pub fn add_companion(&mut self, path: &str, model: Model) {
         self.companions.insert(path.to_owned(), self.models.len());
         self.models.push(model);
+    }
+
+    /// Adds calibration data that the recipe calls `name`: where they are, and a hash of them.
+    pub fn add_calibration(&mut self, name: &str, path: PathBuf, digest: String) {
+        self.calibrations.insert(name.to_owned(), (path, digest));
+    }
+
+    /// Where calibration data are, and a hash of them.
+    pub(crate) fn calibration(&self, name: &str) -> Option<&(PathBuf, String)> {
+        self.calibrations.get(name)
     }
 
     /// Whether the reference is there already.

@@ -81,6 +81,7 @@ impl Rebuild<'_> {
                 t: 0.0,
                 action,
                 extra: None,
+                calibrated: None,
             });
         }
         let mut notes = vec![format!(
@@ -103,10 +104,12 @@ impl Rebuild<'_> {
             config.as_deref(),
             0,
             self.shard_size,
+            None,
         );
         let metadata = digest::metadata(&digest, &models, &record.plan, 0);
         let shards = shards::pack(&mut outputs, self.shard_size, "extras", &metadata)?;
         Ok(Plan {
+            calibrated: None,
             method: emr::REBUILD,
             base: Some(BASE),
             outputs,

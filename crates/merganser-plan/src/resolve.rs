@@ -7,47 +7,115 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use merganser_methods::{
-    BasePolicy, Kind, Method, MethodInfo, Parameter, Scope, Settings, Value, registry,
+    BasePolicy, Kind, Method, MethodInfo, Parameter, Scope, Settings, Value,
+    calibrated as all_calibrated, descriptions, is_matrix_method,
 };
 use merganser_recipe::{Body, Diagnostic, Document, Parameters, Slice, Source, Spanned, nearest};
 
-use crate::layout::{Row, SliceScope};
+use crate::layout::SliceScope;
 use crate::model::Model;
 
+/// The method that makes the output tensors, and what a calibrated method adds to it.
+#[derive(Clone)]
+pub(crate) struct Chosen {
+    /// The data-free method: the recipe's own, or the prior of a calibrated one.
+    pub(crate) method: &'static dyn Method,
+    /// The calibrated method the recipe names, if it is one.
+    pub(crate) calibrated: Option<&'static MethodInfo>,
+    /// The prior of a calibrated method, where it merges whole matrices; other tensors are then averaged.
+    pub(crate) matrix_prior: Option<&'static MethodInfo>,
+    /// Values of the prior's parameters where a recipe says nothing: the prior is the average, and asks for no weights.
+    defaults: Vec<(&'static str, Value)>,
+}
+
+/// The prior of a calibrated method whose recipe names none: with its sum normalised, the average of the fine-tunes.
+const PRIOR: &str = "task_arithmetic";
+
 /// Finds the method and checks all parameters of the document. Warnings and errors come together.
-pub(crate) fn check(
-    document: &Document,
-    lenient: bool,
-) -> (Option<&'static dyn Method>, Vec<Diagnostic>) {
+pub(crate) fn check(document: &Document, lenient: bool) -> (Option<Chosen>, Vec<Diagnostic>) {
     let wanted = &document.merge_method;
-    let Some(method) = merganser_methods::find(&wanted.value) else {
-        let names = registry().iter().map(|method| method.info().name);
-        let mut diagnostic = Diagnostic::error(format!(
-            "there is no merge method called '{}'",
-            wanted.value
-        ))
-        .label(wanted.span, "unknown method");
-        diagnostic = match nearest(&wanted.value, names) {
-            Some(name) => diagnostic.help(format!(
-                "did you mean `{name}`? `merganser methods` lists them all"
-            )),
-            None => diagnostic.help("`merganser methods` lists them all"),
-        };
-        return (None, vec![diagnostic]);
+    let calibrated = all_calibrated()
+        .iter()
+        .find(|info| info.name == wanted.value);
+    let prior = document.prior.as_ref().map(|prior| &prior.merge_method);
+    let matrix_prior = prior
+        .filter(|prior| is_matrix_method(&prior.value))
+        .and_then(|prior| {
+            all_calibrated()
+                .iter()
+                .find(|info| info.name == prior.value)
+        });
+    let average = prior.is_none() || matrix_prior.is_some();
+    let data_free = match (calibrated, prior) {
+        (None, _) => wanted.value.as_str(),
+        (Some(_), Some(prior)) if !average => prior.value.as_str(),
+        (Some(_), _) => PRIOR,
     };
+    let Some(method) = merganser_methods::find(data_free) else {
+        let named = if calibrated.is_some() {
+            prior.unwrap_or(wanted)
+        } else {
+            wanted
+        };
+        return (None, vec![unknown_method(named, calibrated.is_some())]);
+    };
+    let mut defaults = Vec::new();
+    if calibrated.is_some() {
+        defaults.push(("weight", Value::Float(1.0)));
+        if average {
+            defaults.push(("normalize", Value::Bool(true)));
+        }
+    }
+    let prior_info = matrix_prior.copied().unwrap_or(method.info());
+    let infos = calibrated.into_iter().copied().chain([prior_info]);
     let mut check = Check {
-        info: method.info(),
+        infos: infos.collect(),
         lenient,
         found: Vec::new(),
         seen: BTreeSet::new(),
     };
     check.scope(&document.parameters, false);
     check.body(&document.body);
-    (Some(method), check.found)
+    match (&document.prior, calibrated) {
+        (Some(prior), Some(_)) => {
+            check.infos = vec![prior_info];
+            check.scope(&prior.parameters, false);
+        }
+        (Some(prior), None) => check.found.push(
+            Diagnostic::warning(format!("`prior` has no effect on {}", wanted.value))
+                .label(prior.span, "only methods that look at data have a prior"),
+        ),
+        (None, _) => {}
+    }
+    let chosen = Chosen {
+        method,
+        calibrated: calibrated.copied(),
+        matrix_prior: matrix_prior.copied(),
+        defaults,
+    };
+    (Some(chosen), check.found)
+}
+
+fn unknown_method(name: &Spanned<String>, as_prior: bool) -> Diagnostic {
+    let known = descriptions().any(|info| info.name == name.value);
+    if known && as_prior {
+        return Diagnostic::error(format!("'{}' cannot be a prior", name.value))
+            .label(name.span, "it needs calibration data itself")
+            .help("a prior is a data-free merge such as `linear`, `task_arithmetic` or `ties`");
+    }
+    let diagnostic = Diagnostic::error(format!("there is no merge method called '{}'", name.value))
+        .label(name.span, "unknown method");
+    match nearest(&name.value, descriptions().map(|info| info.name)) {
+        Some(near) => diagnostic.help(format!(
+            "did you mean `{near}`? `merganser methods` lists them all"
+        )),
+        None => diagnostic.help("`merganser methods` lists them all"),
+    }
 }
 
 struct Check {
-    info: &'static MethodInfo,
+    /// The recipe's method, and the prior of a calibrated one.
+    infos: Vec<&'static MethodInfo>,
     lenient: bool,
     found: Vec<Diagnostic>,
     seen: BTreeSet<usize>,
@@ -86,7 +154,7 @@ impl Check {
             if !self.seen.insert(name.span.start) {
                 continue;
             }
-            let Some(parameter) = self.info.parameters.iter().find(|p| p.name == name.value) else {
+            let Some(parameter) = self.parameters().find(|p| p.name == name.value) else {
                 self.unknown(name);
                 continue;
             };
@@ -113,27 +181,25 @@ impl Check {
         }
     }
 
+    fn parameters(&self) -> impl Iterator<Item = &'static Parameter> + Clone + use<> {
+        let infos = self.infos.clone();
+        infos.into_iter().flat_map(|info| info.parameters)
+    }
+
     fn unknown(&mut self, name: &Spanned<String>) {
-        let elsewhere: Vec<&str> = registry()
-            .iter()
-            .filter(|method| {
-                method
-                    .info()
-                    .parameters
-                    .iter()
-                    .any(|p| p.name == name.value)
-            })
-            .map(|method| method.info().name)
+        let elsewhere: Vec<&str> = descriptions()
+            .filter(|info| info.parameters.iter().any(|p| p.name == name.value))
+            .map(|info| info.name)
             .collect();
-        let here = self.info.parameters.iter().map(|p| p.name);
-        let method = self.info.name;
+        let here = self.parameters().map(|p| p.name);
+        let method = self.infos[0].name;
         let diagnostic = if elsewhere.is_empty() {
             let diagnostic = self
                 .mistake(format!("'{}' is no parameter of {method}", name.value))
                 .label(name.span, "unknown parameter");
             match nearest(&name.value, here.clone()) {
                 Some(close) => diagnostic.help(format!("did you mean `{close}`?")),
-                None if self.info.parameters.is_empty() => {
+                None if self.parameters().next().is_none() => {
                     diagnostic.help(format!("{method} has no parameters"))
                 }
                 None => diagnostic.help(format!(
@@ -167,6 +233,17 @@ fn convert(parameter: &Parameter, value: &merganser_recipe::Value) -> Result<Val
             if !x.is_finite() {
                 return Err("expected a finite number".into());
             }
+            in_range(x, min, max)?;
+            Ok(Value::Float(x))
+        }
+        Kind::FloatOrWord { min, max, word } => {
+            if value.as_str() == Some(word) {
+                return Ok(Value::Text(word.to_owned()));
+            }
+            let x = value
+                .as_f64()
+                .filter(|x| x.is_finite())
+                .ok_or_else(|| format!("expected a number or `{word}`"))?;
             in_range(x, min, max)?;
             Ok(Value::Float(x))
         }
@@ -219,82 +296,135 @@ fn describe(parameter: &Parameter) -> String {
             format!(" (a number from {min} to {max})")
         }
         Kind::Float { min, .. } if min.is_finite() => format!(" (a number, {min} or more)"),
+        Kind::FloatOrWord { min, word, .. } => format!(" (a number, {min} or more, or {word})"),
         Kind::Choice(words) => format!(" ({})", words.join(", ")),
         _ => String::new(),
     };
     format!("{}{range}", parameter.summary)
 }
 
-/// The settings of one output tensor. `inputs` maps the method's inputs to sources of the slice and the names of
-/// their tensors; `base` is an index into them.
-pub(crate) fn settings(
-    method: &dyn Method,
-    document: &Document,
-    scope: &SliceScope<'_>,
-    row: &Row,
-    inputs: &[(usize, &str)],
-    base: Option<usize>,
-    models: &[Model],
-) -> Result<Settings, Diagnostic> {
-    let info = method.info();
-    let shared_scopes = [scope.slice, scope.module, Some(&document.parameters)];
-    let mut settings = Settings::default();
-    for parameter in info.parameters.iter().filter(|p| p.scope == Scope::Shared) {
-        let value = look_up(
-            parameter,
-            &row.name,
-            row.t,
-            shared_scopes.iter().copied().flatten(),
-        )?;
-        match value {
-            Some(value) => {
-                settings.shared.insert(parameter.name, value);
-            }
-            None if parameter.required => {
-                return Err(
-                    missing(document, info, parameter, None, &row.name).help(format!(
-                        "add `{}` to `parameters`: {}",
-                        parameter.name,
-                        describe(parameter)
-                    )),
-                );
-            }
-            None => {}
-        }
+/// Where parameters are looked up: the recipe, the slice, and what a recipe need not say.
+pub(crate) struct Scopes<'a> {
+    pub(crate) document: &'a Document,
+    pub(crate) slice: &'a SliceScope<'a>,
+    pub(crate) models: &'a [Model],
+    pub(crate) chosen: &'a Chosen,
+}
+
+impl<'a> Scopes<'a> {
+    /// The blocks that hold for all inputs. The prior's own parameters belong to the prior alone.
+    fn shared(&self, info: &MethodInfo) -> Vec<&'a Parameters> {
+        let is_prior =
+            self.chosen.calibrated.is_some() && info.name == self.chosen.method.info().name;
+        let prior = self.document.prior.as_ref().filter(|_| is_prior);
+        [
+            prior.map(|prior| &prior.parameters),
+            self.slice.slice,
+            self.slice.module,
+            Some(&self.document.parameters),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
-    for (i, (source, tensor)) in inputs.iter().enumerate() {
-        let mut own = BTreeMap::new();
-        if base != Some(i) || info.base == BasePolicy::Ignored {
-            let source = &scope.sources[*source];
-            let scopes = std::iter::once(source.parameters)
-                .chain(shared_scopes)
-                .flatten();
-            let scopes: Vec<&Parameters> = scopes.collect();
-            for parameter in info
-                .parameters
-                .iter()
-                .filter(|p| p.scope == Scope::PerInput)
-            {
-                match look_up(parameter, tensor, row.t, scopes.iter().copied())? {
-                    Some(value) => {
-                        own.insert(parameter.name, value);
-                    }
-                    None if parameter.required => {
-                        let label = &models[source.model].label;
-                        return Err(missing(document, info, parameter, Some(label), tensor)
+
+    fn default(&self, info: &MethodInfo, name: &str) -> Option<Value> {
+        let known = self
+            .chosen
+            .defaults
+            .iter()
+            .find(|(known, _)| *known == name);
+        known
+            .filter(|_| info.name == self.chosen.method.info().name)
+            .map(|(_, value)| value.clone())
+    }
+
+    /// The settings of `info` for one output tensor. `inputs` maps the method's inputs to sources of the slice and the
+    /// names of their tensors; `base` is an index into them.
+    pub(crate) fn settings(
+        &self,
+        info: &MethodInfo,
+        (name, t): (&str, f64),
+        inputs: &[(usize, &str)],
+        base: Option<usize>,
+    ) -> Result<Settings, Diagnostic> {
+        let shared_scopes = self.shared(info);
+        let mut settings = Settings::default();
+        for parameter in info.parameters.iter().filter(|p| p.scope == Scope::Shared) {
+            let value = look_up(parameter, name, t, shared_scopes.iter().copied())?
+                .or_else(|| self.default(info, parameter.name))
+                .or(parameter.default.map(Value::from));
+            match value {
+                Some(value) => {
+                    settings.shared.insert(parameter.name, value);
+                }
+                None if parameter.required => {
+                    return Err(
+                        missing(self.document, info, parameter, None, name).help(format!(
+                            "add `{}` to `parameters`: {}",
+                            parameter.name,
+                            describe(parameter)
+                        )),
+                    );
+                }
+                None => {}
+            }
+        }
+        for (i, (source, tensor)) in inputs.iter().enumerate() {
+            let mut own = BTreeMap::new();
+            if base != Some(i) || info.base == BasePolicy::Ignored {
+                let source = &self.slice.sources[*source];
+                let scopes = source.parameters.into_iter();
+                let scopes: Vec<&Parameters> =
+                    scopes.chain(shared_scopes.iter().copied()).collect();
+                // A prior is made of the fine-tunes: the base is no input of it, even where the method would take it.
+                let is_base = self.slice.base_model == Some(source.model);
+                for parameter in info
+                    .parameters
+                    .iter()
+                    .filter(|p| p.scope == Scope::PerInput)
+                {
+                    let value = look_up(parameter, tensor, t, scopes.iter().copied())?
+                        .or_else(|| self.default(info, parameter.name))
+                        .or(parameter.default.map(Value::from));
+                    match value {
+                        Some(_)
+                            if parameter.name == "weight"
+                                && is_base
+                                && self.chosen.calibrated.is_some() =>
+                        {
+                            own.insert(parameter.name, Value::Float(0.0));
+                        }
+                        Some(value) => {
+                            own.insert(parameter.name, value);
+                        }
+                        None if parameter.required => {
+                            let label = &self.models[source.model].label;
+                            return Err(missing(
+                                self.document,
+                                info,
+                                parameter,
+                                Some(label),
+                                tensor,
+                            )
                             .label(
                                 source.span,
                                 format!("no `{}` for this model", parameter.name),
                             )
-                            .help(format!("{}: {}", parameter.name, describe(parameter))));
+                            .help(format!(
+                                "{}: {}",
+                                parameter.name,
+                                describe(parameter)
+                            )));
+                        }
+                        None => {}
                     }
-                    None => {}
                 }
             }
+            settings.inputs.push(own);
         }
-        settings.inputs.push(own);
+        Ok(settings)
     }
-    Ok(settings)
 }
 
 fn look_up<'a>(
@@ -319,7 +449,7 @@ fn look_up<'a>(
             return convert(parameter, &value).map(Some).map_err(fault);
         }
     }
-    Ok(parameter.default.map(Value::from))
+    Ok(None)
 }
 
 fn missing(

@@ -53,6 +53,7 @@
 mod captured;
 mod channels;
 mod core;
+mod data_free;
 mod diagonal;
 mod error;
 mod file;
@@ -60,17 +61,20 @@ mod full;
 mod list;
 mod lot;
 mod moments;
+pub mod network;
 mod problem;
 mod programme;
 mod quadratic;
 mod regmean;
 mod rows;
 mod solution;
+mod tsv;
 mod wudi;
 
 pub use captured::{Captured, TaskCaptured};
 pub use channels::{ChannelMoments, ChannelSolution, ChannelTargets, ChannelTask, solve_channels};
 pub use core::{Core, FactoredTask};
+pub use data_free::DataFree;
 pub use error::{Error, Result};
 pub use file::{
     EntrySpec, MomentsFile, MomentsInfo, MomentsWriter, Statistics, StatisticsKind, merge_files,
@@ -83,6 +87,7 @@ pub use programme::{AUTO_TOLERANCE, Basis, Programme, Ridge};
 pub use regmean::{RegMean, regmean};
 pub use rows::{RowCounts, RowTask, RowsSolution, mean_residual, solve_rows};
 pub use solution::{Coefficients, Factors, Note, Solution};
+pub use tsv::tsv_m;
 pub use wudi::{WudiAdam, wudi, wudi_closed_form};
 
 pub use merganser_linalg::qp::Constraint;

@@ -58,6 +58,26 @@ pub enum RunError {
         /// Another.
         second: String,
     },
+    /// The network cannot be run.
+    #[error("{method} runs the networks it merges, and this one cannot be run: {problem}")]
+    Network {
+        /// The method.
+        method: &'static str,
+        /// Why not.
+        problem: String,
+    },
+    /// Samples cannot be used.
+    #[error(transparent)]
+    Samples(merganser_data::Error),
+    /// A file of moments cannot be used.
+    #[error(transparent)]
+    Moments(merganser_projection::Error),
+    /// A layer could not be merged by what its samples say.
+    #[error(transparent)]
+    Projection(merganser_projection::network::NetworkError),
+    /// A calibrated merge cannot be carried out.
+    #[error("{0}")]
+    Calibration(String),
     /// The budget is too small.
     #[error("--memory {budget} is too small: one thread needs {needed} for tensor '{tensor}'")]
     Memory {

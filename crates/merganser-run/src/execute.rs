@@ -12,12 +12,14 @@ use merganser_methods::{
     CHUNK, Encoding, Input, MethodError, Program, Source, Survey, TensorGroup,
 };
 use merganser_plan::{Action, InputRef, Output, Plan, kernel_float};
+use merganser_report::Report;
 use merganser_store::journal::{Entry, Journal};
 use merganser_store::publish::Staging;
 use merganser_store::shard::ShardFile;
 use rayon::prelude::*;
 use twox_hash::XxHash3_128;
 
+use crate::project::Projection;
 use crate::sources::Pool;
 use crate::{Event, Observer, Provenance, RunError, seal, sources, survey};
 
@@ -45,12 +47,13 @@ pub struct Merge<'a> {
 }
 
 /// Carries a merge out on the current rayon pool, or on fewer threads if the budget asks for it: half of it is for the
-/// buffers of threads, a quarter for held tensors, the rest for statistics.
+/// buffers of threads, a quarter for held tensors, the rest for statistics. A merge that looks at data comes with a
+/// report, which lies beside the model too.
 ///
 /// # Errors
 /// Unreadable or unsuitable inputs, a full disk, an output folder that holds something else. The output folder is
 /// then as it was before; what was finished is kept in the staging folder and reused by the next run.
-pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
+pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>, RunError> {
     let threads = affordable_threads(job)?;
     if threads < rayon::current_num_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -61,7 +64,7 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     carry_out(job, observer)
 }
 
-fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
+fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>, RunError> {
     let plan = job.plan;
     let mut staging = match job.part {
         None => Staging::begin(job.out, job.overwrite)?,
@@ -102,7 +105,23 @@ fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     work.survey = survey::take(job, &staging, observer)?;
     // The largest first would balance better, but order of writing is order on disk.
     pending.sort_unstable();
-    work.run(&pending)?;
+    let projection = Projection::of(plan)?;
+    let (claimed, by_method): (Vec<usize>, Vec<usize>) = pending.into_iter().partition(|i| {
+        projection
+            .as_ref()
+            .is_some_and(|projection| projection.claims(&plan.outputs[*i].name))
+    });
+    work.run(&by_method)?;
+    let report = match &projection {
+        Some(projection) => {
+            let claimed = claimed
+                .iter()
+                .map(|i| plan.outputs[*i].name.as_str())
+                .collect();
+            projection.carry_out(&work, &work.survey, &claimed)?
+        }
+        None => None,
+    };
     observer.event(Event::Publishing);
     if !job.no_sync {
         work.files.iter().flatten().try_for_each(ShardFile::sync)?;
@@ -111,9 +130,10 @@ fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<(), RunError> {
     let survey = std::mem::take(&mut work.survey);
     drop(work);
     match job.part {
-        None => seal::publish(plan, job.provenance, &survey, staging),
-        Some(part) => seal::mark(plan, job.provenance, &survey, &staging, part),
+        None => seal::publish(plan, job.provenance, &survey, report.as_ref(), staging)?,
+        Some(part) => seal::mark(plan, job.provenance, &survey, &staging, part)?,
     }
+    Ok(report)
 }
 
 fn shards_outputs(plan: &Plan, shards: &[usize]) -> usize {
@@ -148,12 +168,12 @@ pub(crate) fn readable(bytes: u64) -> String {
 }
 
 /// Everything a running merge needs.
-struct Work<'a> {
-    job: &'a Merge<'a>,
+pub(crate) struct Work<'a> {
+    pub(crate) job: &'a Merge<'a>,
     journal: Journal,
     /// The open output files, by shard.
     files: Vec<Option<ShardFile>>,
-    observer: &'a dyn Observer,
+    pub(crate) observer: &'a dyn Observer,
     survey: Survey,
     pool: Pool,
 }
@@ -253,7 +273,7 @@ impl Work<'_> {
             Action::Cast { input, encoding } => {
                 let settings = merganser_methods::Settings::default();
                 let opened = Opened::new(self.job.plan, std::slice::from_ref(input), None)?;
-                let group = opened.group(self.job, output, None, &settings);
+                let group = opened.group(output, None, &settings, self.job.allow_nonfinite);
                 let copy = Program::values(|block, out| out.copy_from_slice(block.input(0)));
                 self.merge(output, &group, &copy, *encoding)?
             }
@@ -264,7 +284,7 @@ impl Work<'_> {
                 encoding,
             } => {
                 let opened = Opened::new(self.job.plan, inputs, self.pool_for(output))?;
-                let group = opened.group(self.job, output, *base, settings);
+                let group = opened.group(output, *base, settings, self.job.allow_nonfinite);
                 let method = self.job.plan.method;
                 let program = match output.extra {
                     None => method.prepare(&group, &self.survey)?,
@@ -368,6 +388,36 @@ impl Work<'_> {
         Ok((PIECE, hashes))
     }
 
+    /// The bytes of a tensor that is finished.
+    pub(crate) fn stored(&self, output: &Output) -> Result<Vec<u8>, RunError> {
+        let mut bytes = vec![0; output.nbytes as usize];
+        self.file(output)?.read_at(output.offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes a tensor that was made elsewhere and records it.
+    pub(crate) fn put(&self, output: &Output, bytes: &[u8]) -> Result<(), RunError> {
+        let file = self.file(output)?;
+        let mut hashes = Vec::new();
+        for (i, piece) in bytes.chunks(PIECE).enumerate() {
+            file.write_at(output.offset + (i * PIECE) as u64, piece)?;
+            hashes.push(fingerprint(piece));
+        }
+        self.journal.append(&Entry {
+            tensor: output.name.clone(),
+            digest: digest(PIECE, &hashes),
+            bytes: output.nbytes,
+        })?;
+        self.observer.event(Event::Progress {
+            bytes: self.cost(output),
+        });
+        self.observer.event(Event::Tensor {
+            name: &output.name,
+            bytes: output.nbytes,
+        });
+        Ok(())
+    }
+
     fn file(&self, output: &Output) -> Result<&ShardFile, RunError> {
         self.files[output.shard]
             .as_ref()
@@ -426,10 +476,10 @@ impl<'a> Opened<'a> {
 
     pub(crate) fn group<'b>(
         &'b self,
-        job: &Merge<'_>,
         output: &'b Output,
         base: Option<usize>,
         settings: &'b merganser_methods::Settings,
+        allow_nonfinite: bool,
     ) -> TensorGroup<'b> {
         let inputs = self
             .inputs
@@ -449,7 +499,7 @@ impl<'a> Opened<'a> {
             base,
             settings,
             seed: self.plan.seed,
-            allow_nonfinite: job.allow_nonfinite,
+            allow_nonfinite,
         }
     }
 }

@@ -4,12 +4,14 @@
 //! offset, in parallel; a journal records finished tensors with a hash of their bytes, so that a run that was
 //! interrupted goes on where it stopped. Only when all is there are the files moved into place.
 
+mod calibration;
 pub mod compare;
 pub mod describe;
 mod error;
 mod execute;
 mod observe;
 mod open;
+mod project;
 mod provenance;
 mod rows;
 mod seal;
@@ -20,5 +22,6 @@ pub use error::RunError;
 pub use execute::{Merge, merge};
 pub use observe::{Event, Observer, Quiet};
 pub use open::Opener;
+pub use project::{CalibrationSummary, calibrate, diagnose};
 pub use provenance::{Provenance, card};
 pub use seal::seal;

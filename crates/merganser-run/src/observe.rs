@@ -14,6 +14,26 @@ pub enum Event<'a> {
     },
     /// Numbers over the whole model are being taken before the first tensor is merged.
     Survey,
+    /// The samples of a calibrated merge are being read.
+    Samples,
+    /// A calibrated merge has come to a stage of the network.
+    Stage {
+        /// What the stage is called.
+        name: &'a str,
+        /// Its number, from 0.
+        number: usize,
+        /// How many there are.
+        of: usize,
+    },
+    /// A step of distillation is done.
+    Distilled {
+        /// Its number, from 1.
+        step: usize,
+        /// How many there are.
+        of: usize,
+        /// The loss before it.
+        loss: f64,
+    },
     /// So many more bytes were read and written.
     Progress {
         /// Bytes.

@@ -77,6 +77,14 @@ impl Opener {
                 }
             }
         }
+        match crate::calibration::find(document, self.recipe_dir.as_deref()) {
+            Ok(found) => {
+                for (name, (path, digest)) in found {
+                    inputs.add_calibration(&name, path, digest);
+                }
+            }
+            Err(found) => errors.extend(found),
+        }
         if errors.is_empty() {
             Ok(inputs)
         } else {

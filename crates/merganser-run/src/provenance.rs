@@ -37,7 +37,7 @@ pub(crate) fn record(plan: &Plan, provenance: &Provenance) -> Result<String, Run
     }
     let record = json!({
         "merganser": env!("CARGO_PKG_VERSION"),
-        "method": plan.method.info().name,
+        "method": plan.info().name,
         "seed": plan.seed,
         "plan": plan.digest,
         "recipe": blake3::hash(provenance.recipe.as_bytes()).to_hex().as_str(),
@@ -68,7 +68,7 @@ fn files(checkpoint: &Checkpoint, provenance: &Provenance) -> Result<Value, RunE
 /// The text of the model card: what Hugging Face shows of a merged model.
 pub fn card(plan: &Plan, provenance: &Provenance) -> String {
     let on_hub: Vec<&str> = plan.models.iter().flat_map(hub_ids).collect();
-    let info = plan.method.info();
+    let info = plan.info();
     let mut text = String::from("---\n");
     if !on_hub.is_empty() {
         text.push_str("base_model:\n");

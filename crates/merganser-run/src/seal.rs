@@ -5,6 +5,7 @@ use std::path::Path;
 
 use merganser_methods::Survey;
 use merganser_plan::{Plan, Record};
+use merganser_report::Report;
 use merganser_store::publish::Staging;
 use serde::{Deserialize, Serialize};
 
@@ -119,9 +120,21 @@ pub(crate) fn publish(
     plan: &Plan,
     provenance: &Provenance,
     survey: &Survey,
+    report: Option<&Report>,
     staging: Staging,
 ) -> Result<(), RunError> {
-    let names = stage(plan, provenance, survey, &staging)?;
+    let mut names = stage(plan, provenance, survey, &staging)?;
+    if let Some(report) = report {
+        let dir = staging.files();
+        for (name, text) in [
+            ("report.html", report.to_html()),
+            ("report.json", report.to_json()),
+        ] {
+            let text = text.map_err(|error| RunError::Read(error.into()))?;
+            write(dir, name, text.as_bytes())?;
+            names.insert(name.to_owned());
+        }
+    }
     staging.publish(&plan.digest, &names)?;
     Ok(())
 }

@@ -48,7 +48,9 @@ pub(crate) fn take(
     opened.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     let groups: Vec<TensorGroup<'_>> = opened
         .iter()
-        .map(|(output, base, settings, opened)| opened.group(job, output, *base, settings))
+        .map(|(output, base, settings, opened)| {
+            opened.group(output, *base, settings, job.allow_nonfinite)
+        })
         .collect();
     let survey = plan.method.survey(&groups)?;
     // Another part may be writing the same numbers: each writes its own file and renames it.

@@ -62,6 +62,10 @@ pub(crate) enum Command {
     Merge(Merge),
     /// Show what a merge would read, write and need, without doing it
     Plan(Plan),
+    /// Record what a model's layers read on samples of its task, for merges that look at data
+    Calibrate(Calibrate),
+    /// Say how good a merge by projection will be, layer by layer, without writing a model
+    Diagnose(Diagnose),
     /// Put the parts of a merge together
     Seal(Seal),
     /// Look into models: tensors, sizes, layers; several are compared with the first
@@ -217,6 +221,58 @@ pub(crate) struct Plan {
     /// Show the tensors whose name contains TEXT, with their parameters (empty: all)
     #[arg(long, value_name = "TEXT")]
     pub(crate) tensors: Option<String>,
+}
+
+/// Record the moments of a model.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser calibrate models/sst2 --data sst2.jsonl -o sst2.moments.safetensors\n  merganser calibrate models/vit --data photos/ --samples 256 -o photos.moments.safetensors\n\nA recipe takes the file as `calibration:` of the model. The format is described in docs/moments.md, so that other\nprograms can write it."
+)]
+pub(crate) struct Calibrate {
+    /// The fine-tuned model: a folder, a Hub id, base+adapter
+    pub(crate) model: String,
+    /// Samples: JSONL, JSON, TXT, CSV, TSV, Parquet, a folder of images, safetensors, npy
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: PathBuf,
+    /// Where the moments go
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The column of texts
+    #[arg(long, value_name = "NAME")]
+    pub(crate) column: Option<String>,
+    /// What the names of ready tensors begin with, or the split of a table
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+    /// At most so many samples
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) samples: usize,
+    /// Which samples are chosen where there are more
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Cut texts at this many tokens
+    #[arg(long, value_name = "N")]
+    pub(crate) max_length: Option<usize>,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// Say how good a merge will be.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser diagnose recipe.yml                        what each basis and method would capture\n  merganser diagnose recipe.yml --report report.html   the same as a page with plots\n\nThe recipe's method is one that looks at data (projection, regmean, lot …); every model has its `calibration`."
+)]
+pub(crate) struct Diagnose {
+    /// The recipe; - reads standard input
+    pub(crate) recipe: PathBuf,
+    #[command(flatten)]
+    pub(crate) planning: Planning,
+    /// Write the report to this file as one self-contained HTML page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Accept models that hold NaN or infinity
+    #[arg(long)]
+    pub(crate) allow_nonfinite: bool,
 }
 
 /// Put the parts of a merge together.

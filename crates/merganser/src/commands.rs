@@ -1,5 +1,7 @@
 //! One file a command.
 
+mod calibrate;
+mod diagnose;
 mod inspect;
 mod manual;
 mod merge;
@@ -32,6 +34,14 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
             merge::run(merge, arguments.global.memory, output)
         }
         Command::Plan(plan) => plan::run(plan, &arguments.global, output),
+        Command::Calibrate(calibrate) => {
+            pool()?;
+            calibrate::run(calibrate, output)
+        }
+        Command::Diagnose(diagnose) => {
+            pool()?;
+            diagnose::run(diagnose, output)
+        }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {
             pool()?;

@@ -11,10 +11,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub use merganser_data as data;
 pub use merganser_kernels as kernels;
 pub use merganser_methods as methods;
 pub use merganser_plan as plan;
 pub use merganser_recipe as recipe;
+pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
 
@@ -23,4 +25,6 @@ mod workflow;
 
 pub use merganser_run::{Event, Observer, Quiet, seal};
 pub use rebuild::rebuild;
-pub use workflow::{Failure, MergeOptions, Planned, merge_recipe, plan_recipe};
+pub use workflow::{
+    Failure, MergeOptions, Planned, calibrate, diagnose_recipe, merge_recipe, plan_recipe,
+};

@@ -107,6 +107,33 @@ impl Observer for Progress<'_> {
                 }
                 self.bar.set_message("reading the whole model once");
             }
+            Event::Samples => self.bar.set_message("reading samples"),
+            Event::Stage { name, number, of } => {
+                if self.output.json {
+                    Output::event(
+                        &json!({ "event": "stage", "name": name, "number": number + 1, "of": of }),
+                    );
+                } else if self.output.terminal {
+                    self.bar
+                        .set_message(format!("{name} ({} of {of})", number + 1));
+                } else {
+                    self.output
+                        .note(&format!("{name}  ({} of {of})", number + 1));
+                }
+            }
+            Event::Distilled { step, of, loss } => {
+                if self.output.json {
+                    Output::event(
+                        &json!({ "event": "distilled", "step": step, "of": of, "loss": loss }),
+                    );
+                } else if self.output.terminal {
+                    self.bar
+                        .set_message(format!("distilling ({step} of {of}), loss {loss:.4}"));
+                } else if step * 10 % of < 10 {
+                    self.output
+                        .note(&format!("distilling  ({step} of {of}), loss {loss:.4}"));
+                }
+            }
             Event::Progress { bytes } => self.advance(bytes),
             Event::Tensor { name, bytes } => {
                 self.tensors.fetch_add(1, Ordering::Relaxed);

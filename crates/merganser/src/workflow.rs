@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use merganser_plan::{Missing, Options, Plan};
 use merganser_recipe::{Diagnostic, Diagnostics, ParseOptions, Recipe, SourceText};
-use merganser_run::{Merge, Observer, Opener, Provenance, RunError};
+use merganser_report::Report;
+use merganser_run::{CalibrationSummary, Merge, Observer, Opener, Provenance, RunError};
 use merganser_store::hub::HubOptions;
 
 /// How to merge, besides the recipe.
@@ -87,6 +88,8 @@ pub struct Planned {
     pub plan: Plan,
     /// The recipe's text, for messages.
     pub source: SourceText,
+    /// What a merge or a diagnosis found out with its samples.
+    pub report: Option<Report>,
 }
 
 /// A recipe read and put in order.
@@ -185,6 +188,7 @@ pub fn plan_recipe(
             name,
             plan,
             source: steps.recipe.source.clone(),
+            report: None,
         });
     }
     Ok(planned)
@@ -238,6 +242,7 @@ pub fn merge_recipe(
                 name,
                 plan,
                 source: steps.recipe.source.clone(),
+                report: None,
             });
             continue;
         }
@@ -257,12 +262,19 @@ pub fn merge_recipe(
             memory: options.memory,
             provenance: &provenance,
         };
-        merganser_run::merge(&job, observer)?;
+        if plan.calibrated.is_some() && options.part.is_some() {
+            return Err(Failure::Usage(format!(
+                "{} merges layer after layer, each with what the ones before give: it cannot be cut into parts",
+                plan.info().name
+            )));
+        }
+        let report = merganser_run::merge(&job, observer)?;
         opener.named.extend(name.clone().map(|name| (name, to)));
         done.push(Planned {
             name,
             plan,
             source: steps.recipe.source.clone(),
+            report,
         });
     }
     if several && options.intermediate.is_none() {
@@ -270,6 +282,63 @@ pub fn merge_recipe(
         let _ = std::fs::remove_dir_all(&intermediate);
     }
     Ok(done)
+}
+
+/// Runs samples through a model (a folder, a Hub id, `base+adapter`) and writes the moments of its layers' inputs to a
+/// file, which recipes take as `calibration:` of the model.
+///
+/// # Errors
+/// A model that cannot be opened or run, samples that cannot be used; there is no file then.
+pub fn calibrate(
+    model: &str,
+    source: &merganser_data::Source,
+    options: &merganser_data::LoadOptions,
+    out: &Path,
+    observer: &dyn Observer,
+) -> Result<CalibrationSummary, Failure> {
+    let reference: merganser_recipe::ModelRef = model
+        .parse()
+        .map_err(|error| Failure::Usage(format!("'{model}': {error}")))?;
+    let model = Opener::new(None)
+        .model(&reference)
+        .map_err(|reason| Failure::Usage(format!("cannot open model {model}: {reason}")))?;
+    Ok(merganser_run::calibrate(
+        &model, source, options, out, observer,
+    )?)
+}
+
+/// Measures, without writing anything, what the calibrated merges of a recipe would do and what other bases and methods
+/// would do in their place.
+///
+/// # Errors
+/// Those of a merge; if no document of the recipe looks at data.
+pub fn diagnose_recipe(
+    path: &Path,
+    text: &str,
+    options: &MergeOptions,
+    observer: &dyn Observer,
+) -> Result<Vec<Planned>, Failure> {
+    let mut planned = plan_recipe(path, text, options)?;
+    planned.retain(|planned| planned.plan.calibrated.is_some());
+    if planned.is_empty() {
+        return Err(Failure::Usage(
+            "there is nothing to diagnose: no document of the recipe looks at data; use `merge_method: projection` and \
+             give every model its `calibration`"
+                .into(),
+        ));
+    }
+    for planned in &mut planned {
+        let title = title(planned.name.as_deref(), path);
+        let found = merganser_run::diagnose(
+            &planned.plan,
+            &title,
+            text,
+            options.allow_nonfinite,
+            observer,
+        )?;
+        planned.report = Some(found);
+    }
+    Ok(planned)
 }
 
 fn title(name: Option<&str>, out: &Path) -> String {

@@ -90,7 +90,9 @@ impl Merge {
         let parameter =
             parameter.unwrap_or_else(|| panic!("{} has no parameter {name} there", info.name));
         let fits = match (&value.0, parameter.kind) {
-            (Value::Float(x), Kind::Float { min, max }) => (min..=max).contains(x),
+            (Value::Float(x), Kind::Float { min, max } | Kind::FloatOrWord { min, max, .. }) => {
+                (min..=max).contains(x)
+            }
             (Value::Int(x), Kind::Int { min, max }) => (min..=max).contains(x),
             (Value::Bool(_), Kind::Bool) | (Value::Text(_), Kind::Text | Kind::File) => true,
             (Value::Text(x), Kind::Choice(words)) => words.contains(&x.as_str()),

@@ -2,7 +2,7 @@
 
 use crate::recipe::{Calibration, Prior};
 use crate::setting::Parameters;
-use crate::yaml::{Kind, Node};
+use crate::yaml::Kind;
 
 use super::{Fields, Reader, keys};
 

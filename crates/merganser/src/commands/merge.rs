@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
         Output::event(&json!({
             "event": "finished",
             "out": arguments.out.to_string_lossy(),
-            "method": last.plan.method.info().name,
+            "method": last.plan.info().name,
             "tensors": last.plan.tensors().count(),
             "output_bytes": last.plan.output_bytes(),
             "moved_bytes": bytes,
@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
         None => output.note(&format!(
             "merged {} tensors ({size}) by {} into {out} in {seconds:.1} s ({rate}/s)",
             last.plan.tensors().count(),
-            last.plan.method.info().name,
+            last.plan.info().name,
         )),
         Some((part, parts)) => output.note(&format!("part {part} of {parts} is finished in {seconds:.1} s; when all are: merganser seal {out}")),
     }

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use merganser::Failure;
-use merganser::methods::{Arity, BasePolicy, Kind, MethodInfo, Parameter, Scope, Value, registry};
+use merganser::methods::{
+    Arity, BasePolicy, Kind, MethodInfo, Parameter, Scope, Value, calibrated, descriptions,
+};
 use merganser::recipe::nearest;
 use serde_json::json;
 
@@ -13,43 +15,61 @@ use crate::output::Output;
 pub(crate) fn run(arguments: &Methods, output: &Output) -> Result<(), Failure> {
     let Some(name) = &arguments.name else {
         if output.json {
-            for method in registry() {
-                Output::event(&as_json(method.info()));
+            for info in descriptions() {
+                Output::event(&as_json(info));
             }
         } else {
             crate::output::result(&list());
         }
         return Ok(());
     };
-    let Some(method) = merganser::methods::find(name) else {
-        let hint = nearest(name, registry().iter().map(|method| method.info().name));
+    let Some(info) = descriptions().find(|info| info.name == name) else {
+        let hint = nearest(name, descriptions().map(|info| info.name));
         let hint = hint.map_or(String::new(), |near| format!("; did you mean '{near}'?"));
         return Err(Failure::Usage(format!(
             "there is no merge method called '{name}'{hint}"
         )));
     };
     if output.json {
-        Output::event(&as_json(method.info()));
+        Output::event(&as_json(info));
     } else {
-        crate::output::result(&explain(method.info()));
+        crate::output::result(&explain(info));
     }
     Ok(())
 }
 
+/// Where a method stands in the list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Group {
+    Mergekit,
+    Beyond,
+    Calibrated,
+}
+
 fn list() -> String {
-    let width = registry()
-        .iter()
-        .map(|method| method.info().name.len())
+    let width = descriptions()
+        .map(|info| info.name.len())
         .max()
         .unwrap_or(0);
     let mut text = String::new();
-    for (ours, title) in [(true, "mergekit's methods"), (false, "beyond mergekit")] {
+    let needs_data = |info: &MethodInfo| calibrated().iter().any(|other| other.name == info.name);
+    for (group, title) in [
+        (Group::Mergekit, "mergekit's methods"),
+        (Group::Beyond, "beyond mergekit"),
+        (
+            Group::Calibrated,
+            "with whole matrices and calibration data",
+        ),
+    ] {
         let _ = writeln!(text, "{title}:");
-        for info in registry()
-            .iter()
-            .map(|method| method.info())
-            .filter(|info| info.in_mergekit == ours)
-        {
+        for info in descriptions().filter(|info| {
+            group
+                == match info {
+                    _ if needs_data(info) => Group::Calibrated,
+                    _ if info.in_mergekit => Group::Mergekit,
+                    _ => Group::Beyond,
+                }
+        }) {
             let _ = writeln!(text, "  {:<width$}  {}", info.name, info.summary);
         }
         text.push('\n');
@@ -129,6 +149,9 @@ fn kind(kind: Kind) -> String {
     match kind {
         Kind::Float { min, max } if min.is_infinite() && max.is_infinite() => "a number".into(),
         Kind::Float { min, max } => format!("a number, {} to {}", bound(min), bound(max)),
+        Kind::FloatOrWord { min, max, word } => {
+            format!("a number, {} to {}, or {word}", bound(min), bound(max))
+        }
         Kind::Int { min, max: i64::MAX } => format!("a whole number, {min} or more"),
         Kind::Int { min, max } => format!("a whole number, {min} to {max}"),
         Kind::Bool => "true or false".into(),

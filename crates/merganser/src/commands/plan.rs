@@ -53,7 +53,7 @@ fn peak(plan: &Planned, threads: usize) -> u64 {
 }
 
 fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize) -> String {
-    let info = plan.method.info();
+    let info = plan.info();
     let mut text = String::new();
     if let Some(name) = name {
         let _ = writeln!(text, "document  {name}");

@@ -1,0 +1,260 @@
+//! The methods that look at samples: what a recipe may say about them.
+//!
+//! They see whole matrices, the moments of their inputs and often whole networks, so they are no [`Method`](crate::Method)s:
+//! they start from a data-free merge, their *prior*, and replace the tensors they know more about. How is the business
+//! of `merganser-projection`; here stand their names, parameters and formulas.
+
+use crate::{Arity, BasePolicy, Fallback, Kind, MethodInfo, Parameter, Scope};
+
+const UNBOUNDED: (i64, i64) = (1, i64::MAX);
+
+const TASK_WEIGHT: Parameter = Parameter::float(
+    "task_weight",
+    Scope::PerInput,
+    (0.0, f64::INFINITY),
+    1.0,
+    "weight of the task's output error",
+);
+
+const RIDGE: Parameter = Parameter {
+    name: "ridge",
+    scope: Scope::Shared,
+    kind: Kind::FloatOrWord {
+        min: 0.0,
+        max: f64::INFINITY,
+        word: "auto",
+    },
+    default: Some(Fallback::Float(0.01)),
+    required: false,
+    summary: "pull to the prior, relative to the mean of the Gram's diagonal; `auto` holds samples out to find it",
+};
+
+static PROJECTION: MethodInfo = MethodInfo {
+    name: "projection",
+    summary: "the update of least output error on the calibration samples, layer by layer",
+    formula: "Δ = argmin Σ_t ω_t/n_t ‖(W_0 + Δ) X̃_t − W_t X_t‖² + λ tr(G)/d ‖Δ − Δ_prior‖²   over the chosen basis",
+    source: "Evans, Etheridge, Roberts, Tanner, Model Merging by Output-Space Projection, 2026 (arXiv 2605.29101)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        Parameter::choice(
+            "basis",
+            &[
+                "full",
+                "auto",
+                "task",
+                "sparse",
+                "diagonal",
+                "rotated",
+                "atoms",
+                "core",
+                "best-rank",
+                "none",
+            ],
+            "full",
+            "what the update is a combination of; `none` keeps the prior",
+        ),
+        Parameter {
+            name: "rank",
+            scope: Scope::Shared,
+            kind: Kind::Int {
+                min: UNBOUNDED.0,
+                max: UNBOUNDED.1,
+            },
+            default: None,
+            required: false,
+            summary: "rank of `best-rank`, or of each task's `atoms` and `core`",
+        },
+        Parameter::choice(
+            "constraint",
+            &["free", "nonneg", "box", "simplex", "affine"],
+            "free",
+            "what the coefficients of `task`, `sparse`, `diagonal` and `atoms` may be",
+        ),
+        RIDGE,
+        Parameter::float(
+            "tolerance",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.02,
+            "captured energy that basis `auto` may give away for a cheaper basis",
+        ),
+        Parameter::choice(
+            "mask",
+            &["magnitude", "random", "sign", "magmax"],
+            "magnitude",
+            "which entries of the task vectors basis `sparse` keeps",
+        ),
+        Parameter::float(
+            "mask_density",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.2,
+            "share of entries that basis `sparse` keeps",
+        ),
+        Parameter::flag(
+            "sequential",
+            true,
+            "solve every layer for the inputs that the merged layers before it give",
+        ),
+        Parameter::choice(
+            "targets",
+            &["layer", "residual"],
+            "layer",
+            "`residual` also corrects the drift of the residual stream where a layer writes into it",
+        ),
+        Parameter::int(
+            "distill",
+            (0, 1_000_000),
+            0,
+            "steps of gradient descent on the features of the whole network, after the projection",
+        ),
+        Parameter::float(
+            "distill_rate",
+            Scope::Shared,
+            (0.0, 10.0),
+            0.05,
+            "learning rate of these steps, relative to the size of the task vectors",
+        ),
+        Parameter::float(
+            "distill_hidden",
+            Scope::Shared,
+            (0.0, f64::INFINITY),
+            1.0,
+            "weight of the hidden states after each block, beside the final feature",
+        ),
+        Parameter::choice(
+            "feature",
+            &["auto", "first", "mean", "tokens"],
+            "auto",
+            "what of the last hidden state is distilled: the first token, the mean, or all tokens",
+        ),
+        TASK_WEIGHT,
+    ],
+};
+
+static REGMEAN: MethodInfo = MethodInfo {
+    name: "regmean",
+    summary: "least squares on the outputs of the fine-tunes, with shrunk Grams",
+    formula: "W = (Σ_t ω_t W_t Ĝ_t) (Σ_t ω_t Ĝ_t)⁻¹,   Ĝ = G with its off-diagonal multiplied by off_diagonal",
+    source: "Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, ICLR 2023 (arXiv 2212.09849)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        Parameter::float(
+            "off_diagonal",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.9,
+            "factor of the off-diagonal of the Grams",
+        ),
+        TASK_WEIGHT,
+    ],
+};
+
+static REGMEAN_PLUS: MethodInfo = MethodInfo {
+    name: "regmean++",
+    summary: "RegMean on the inputs that the merged layers before give",
+    formula: "as regmean, with Grams of the merged network's own inputs, layer by layer",
+    source: "RegMean++, 2025 (arXiv 2508.03121)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        Parameter::float(
+            "off_diagonal",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.95,
+            "factor of the off-diagonal of the Grams",
+        ),
+        TASK_WEIGHT,
+    ],
+};
+
+static LOT: MethodInfo = MethodInfo {
+    name: "lot",
+    summary: "one solve a layer for the task vectors' outputs, minimum norm where the samples say nothing",
+    formula: "Δ = (Σ_t ω_t Δ_t G_t) (Σ_t ω_t G_t)⁺",
+    source: "Sun et al., LOT Merging, NeurIPS 2025 (arXiv 2505.23859)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[TASK_WEIGHT],
+};
+
+static WUDI: MethodInfo = MethodInfo {
+    name: "wudi",
+    summary: "least interference between task vectors, without data: each is its own sample",
+    formula: "min_Δ Σ_t ‖(Δ − Δ_t) Δ_tᵀ‖² / ‖Δ_t‖²   by Adam as published, or in closed form",
+    source: "Cheng et al., Whoever Started the Interference Should End It, ICML 2025 (arXiv 2503.08099)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        Parameter::choice(
+            "solver",
+            &["adam", "closed"],
+            "adam",
+            "the iteration of the paper, or its limit",
+        ),
+        Parameter::int("steps", UNBOUNDED, 300, "steps of Adam"),
+        Parameter::float(
+            "learning_rate",
+            Scope::Shared,
+            (0.0, f64::INFINITY),
+            1e-5,
+            "step size of Adam",
+        ),
+    ],
+};
+
+static TSV_M: MethodInfo = MethodInfo {
+    name: "tsv_m",
+    summary: "the leading singular vectors of every task vector, made orthogonal to each other",
+    formula: "Δ = α polar([U_1 … U_T]) diag(s) polar([V_1 … V_T])ᵀ,   ⌊min(m, n)/T⌋ leading triples of each task",
+    source: "Gargiulo et al., Task Singular Vectors, CVPR 2025 (arXiv 2412.00081)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[Parameter::float(
+        "alpha",
+        Scope::Shared,
+        (f64::NEG_INFINITY, f64::INFINITY),
+        1.0,
+        "factor of the merged update",
+    )],
+};
+
+static METHODS: [&MethodInfo; 6] = [&PROJECTION, &REGMEAN, &REGMEAN_PLUS, &LOT, &WUDI, &TSV_M];
+
+/// The methods that look at samples, in the order of the documentation.
+pub fn calibrated() -> &'static [&'static MethodInfo] {
+    &METHODS
+}
+
+/// Whether a method merges whole matrices without looking at data, so that it can be a prior of one that does.
+pub fn is_matrix_method(name: &str) -> bool {
+    name == WUDI.name || name == TSV_M.name
+}
+
+/// Every method's description: those of the [`registry`](crate::registry) first, then the calibrated ones.
+pub fn descriptions() -> impl Iterator<Item = &'static MethodInfo> {
+    let data_free = crate::registry().iter().map(|method| method.info());
+    data_free.chain(METHODS.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_is_given_once() {
+        let names: Vec<&str> = descriptions().map(|info| info.name).collect();
+        let different: BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(names.len(), different.len(), "{names:?}");
+    }
+}

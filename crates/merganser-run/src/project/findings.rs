@@ -1,0 +1,187 @@
+//! What a calibrated merge found out, as a report.
+
+use std::collections::BTreeMap;
+
+use merganser_projection::network::{self, LayerKind};
+use merganser_report::{
+    Fallback, Layer, Method, MethodKind, Pairwise, Provenance, Relation, Report, Task,
+};
+
+use super::Projection;
+use super::rivals;
+use super::samples::TaskData;
+
+/// What the recipe's own merge is called in a report.
+const OWN: &str = "this merge";
+
+pub(crate) fn report(
+    projection: &Projection<'_>,
+    data: &[TaskData],
+    found: Vec<network::Layer>,
+    (title, recipe): (&str, &str),
+) -> Report {
+    let plan = projection.plan;
+    let method = projection.calibrated.info.name;
+    let names = short(data.iter().map(|task| task.name.as_str()));
+    let tasks = data
+        .iter()
+        .zip(&names)
+        .map(|(data, name)| Task {
+            name: name.clone(),
+            model: Some(data.name.clone()),
+            samples: data.samples.map(|n| n as u64),
+            tokens: data.tokens,
+            weight: Some(data.weight),
+        })
+        .collect();
+    let bases: Vec<String> = rivals::bases()
+        .iter()
+        .map(|p| p.basis.to_string())
+        .collect();
+    let mut methods = vec![Method {
+        note: Some(format!("{method}, as the recipe says")),
+        ..Method::new(OWN, MethodKind::Merge)
+    }];
+    for name in found
+        .iter()
+        .flat_map(|layer| layer.measured.iter().map(|(name, _)| name))
+    {
+        if !methods.iter().any(|known| &known.name == name) {
+            let kind = if bases.contains(name) {
+                MethodKind::Basis
+            } else {
+                MethodKind::Merge
+            };
+            methods.push(Method::new(name.clone(), kind));
+        }
+    }
+    let cosine = mean_cosine(&found, data.len());
+    let covered: std::collections::BTreeSet<&str> =
+        found.iter().map(|layer| layer.tensor.as_str()).collect();
+    let fallbacks = plan
+        .tensors()
+        .filter(|output| {
+            !covered.contains(output.name.as_str()) && !projection.claims(&output.name)
+        })
+        .map(|output| Fallback {
+            name: output.name.clone(),
+            method: plan.method.info().name.to_owned(),
+            reason: None,
+        })
+        .collect();
+    let mut warnings: Vec<String> = plan.warnings.iter().map(|w| w.message.clone()).collect();
+    for data in data {
+        warnings.extend(
+            data.notes
+                .iter()
+                .map(|note| format!("{}: {note}", data.name)),
+        );
+    }
+    let settings = projection.calibrated.settings.shared.iter();
+    Report {
+        title: title.to_owned(),
+        recipe: Some(recipe.to_owned()),
+        provenance: Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            base: plan.base.map(|base| plan.models[base].label.clone()),
+            seed: Some(plan.seed),
+            date: None,
+            settings: settings
+                .map(|(name, value)| ((*name).to_owned(), value.to_string()))
+                .collect(),
+        },
+        tasks,
+        methods,
+        chosen: Some(OWN.to_owned()),
+        layers: found.into_iter().map(layer).collect(),
+        pairwise: cosine.into_iter().collect(),
+        fallbacks,
+        warnings,
+        ..Report::default()
+    }
+}
+
+fn layer(found: network::Layer) -> Layer {
+    let mut captured: BTreeMap<String, Option<f64>> = found
+        .measured
+        .iter()
+        .map(|(name, captured)| (name.clone(), Some(captured.fraction)))
+        .collect();
+    captured.insert(OWN.to_owned(), Some(found.captured.fraction));
+    Layer {
+        name: found.tensor,
+        block: found.stage,
+        kind: match found.kind {
+            LayerKind::Linear => merganser_report::LayerKind::Linear,
+            LayerKind::Norm => merganser_report::LayerKind::Norm,
+            LayerKind::Embedding => merganser_report::LayerKind::Embedding,
+            LayerKind::Additive => merganser_report::LayerKind::Additive,
+        },
+        shape: found.shape,
+        energy: Some(found.captured.energy),
+        energy_by_task: found
+            .captured
+            .tasks
+            .iter()
+            .map(|task| Some(task.energy))
+            .collect(),
+        captured,
+        captured_by_task: found
+            .captured
+            .tasks
+            .iter()
+            .map(|task| Some(task.fraction))
+            .collect(),
+        conflict: None,
+        ridge: found.ridge,
+        basis: Some(found.basis),
+        notes: found.notes,
+    }
+}
+
+/// The cosines of residual outputs, weighted by the layers' energies.
+fn mean_cosine(found: &[network::Layer], tasks: usize) -> Option<Pairwise> {
+    let measured = || {
+        found
+            .iter()
+            .filter_map(|layer| Some((layer.output_cosine.as_ref()?, layer.captured.energy)))
+    };
+    let total: f64 = measured().map(|(_, energy)| energy).sum();
+    if total <= 0.0 {
+        return None;
+    }
+    let mean = |s: usize, t: usize| {
+        measured()
+            .map(|(cosine, energy)| cosine.get(s, t) * energy)
+            .sum::<f64>()
+            / total
+    };
+    Some(Pairwise {
+        title: "residual outputs".to_owned(),
+        relation: Relation::Cosine,
+        values: (0..tasks).map(|s| (0..tasks).map(|t| Some(mean(s, t))).collect()).collect(),
+        note: Some("What two fine-tunes change in a layer's outputs on all samples, averaged over layers by energy.".to_owned()),
+    })
+}
+
+/// The last parts of paths, where they tell the models apart.
+fn short<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let labels: Vec<&str> = labels.collect();
+    let last: Vec<String> = labels
+        .iter()
+        .map(|label| {
+            label
+                .trim_end_matches('/')
+                .rsplit('/')
+                .next()
+                .unwrap_or(label)
+                .to_owned()
+        })
+        .collect();
+    let distinct: std::collections::BTreeSet<&String> = last.iter().collect();
+    if distinct.len() == last.len() {
+        last
+    } else {
+        labels.into_iter().map(str::to_owned).collect()
+    }
+}

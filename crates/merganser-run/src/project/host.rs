@@ -1,0 +1,174 @@
+//! Where a network merge gets its tensors from and puts them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+use merganser_kernels::convert;
+use merganser_methods::{Encoding, Survey};
+use merganser_plan::{Action, Output};
+use merganser_projection::network::{self, HostError, Rule};
+
+use super::rivals::Rival;
+use super::tensors::Tensors;
+use super::{Projection, rules};
+use crate::execute::Work;
+use crate::{Event, Observer, RunError};
+
+/// The plan and the files of a merge, as a network merge sees them.
+pub(crate) struct Host<'a> {
+    pub(super) projection: &'a Projection<'a>,
+    pub(super) tensors: &'a Tensors<'a>,
+    pub(super) survey: &'a Survey,
+    /// Where merged tensors go; nowhere when a merge is only diagnosed.
+    pub(super) work: Option<&'a Work<'a>>,
+    /// Claimed tensors that no earlier run has finished.
+    pub(super) pending: &'a BTreeSet<&'a str>,
+    /// Merged tensors of which this is not the last word: they are distilled before they are stored.
+    pub(super) drafts: Option<Mutex<BTreeMap<String, Tensor>>>,
+    pub(super) rivals: &'a [Rival],
+    pub(super) observer: &'a dyn Observer,
+}
+
+impl Host<'_> {
+    /// Stores a tensor for good.
+    pub(super) fn store(&self, name: &str, tensor: &Tensor) -> Result<(), HostError> {
+        let output = self.output(name)?;
+        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+        let bytes = encoded(output, &values)?;
+        if let Some(work) = self.work {
+            work.put(output, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn output(&self, name: &str) -> Result<&Output, HostError> {
+        self.tensors.output(name).ok_or_else(|| {
+            RunError::Calibration(format!(
+                "the network has a tensor '{name}' that the plan lacks"
+            ))
+            .into()
+        })
+    }
+}
+
+impl network::Host for Host<'_> {
+    fn rule(&self, weight: &str) -> Rule {
+        let settings = self
+            .tensors
+            .output(weight)
+            .and_then(|output| output.calibrated.as_ref());
+        let calibrated = self.projection.calibrated;
+        settings.map_or(Rule::Prior, |s| {
+            rules::rule(calibrated, s, self.projection.plan.seed)
+        })
+    }
+
+    fn prior(&self, tensor: &str) -> Result<Tensor, HostError> {
+        Ok(self.tensors.merged(self.output(tensor)?, self.survey)?)
+    }
+
+    fn finished(&self, tensor: &str) -> Result<Option<Tensor>, HostError> {
+        let output = self.output(tensor)?;
+        if let Some(drafts) = &self.drafts
+            && self.projection.claims(tensor)
+        {
+            let drafts = drafts.lock().unwrap_or_else(PoisonError::into_inner);
+            return Ok(drafts.get(tensor).cloned());
+        }
+        match self.work.filter(|_| !self.pending.contains(tensor)) {
+            Some(work) => Ok(Some(decoded(output, &work.stored(output)?)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn keep(&self, tensor: &str, merged: Tensor) -> Result<Tensor, HostError> {
+        let output = self.output(tensor)?;
+        let values: Vec<f32> = merged.flatten_all()?.to_vec1()?;
+        let bytes = encoded(output, &values)?;
+        if let Some(drafts) = &self.drafts {
+            let mut drafts = drafts.lock().unwrap_or_else(PoisonError::into_inner);
+            drafts.insert(tensor.to_owned(), merged.clone());
+            return Ok(merged);
+        }
+        if let Some(work) = self.work {
+            work.put(output, &bytes)?;
+        }
+        decoded(output, &bytes)
+    }
+
+    fn rivals(&self, tensor: &str) -> Result<Vec<(String, Tensor)>, HostError> {
+        let output = self.output(tensor)?;
+        let Action::Merge { inputs, .. } = &output.action else {
+            return Ok(Vec::new());
+        };
+        let base = inputs
+            .iter()
+            .position(|input| Some(input.model) == self.projection.plan.base);
+        self.rivals
+            .iter()
+            .map(|rival| {
+                let settings = rival.settings(inputs.len());
+                let inputs = (inputs.as_slice(), base);
+                let survey = Survey::default();
+                let merged =
+                    self.tensors
+                        .by_method(rival.method, output, inputs, &settings, &survey)?;
+                Ok((rival.name.to_owned(), merged))
+            })
+            .collect()
+    }
+
+    fn stage(&self, name: &str, number: usize, of: usize) {
+        self.observer.event(Event::Stage { name, number, of });
+    }
+}
+
+/// The bytes of a merged tensor as it is stored, rounded once.
+pub(super) fn encoded(output: &Output, values: &[f32]) -> Result<Vec<u8>, RunError> {
+    if let Some(index) = values.iter().position(|x| !x.is_finite()) {
+        return Err(RunError::Calibration(format!(
+            "tensor '{}': element {index} of the merged tensor is {}",
+            output.name, values[index]
+        )));
+    }
+    let encoding = encoding(output)?;
+    let mut bytes = vec![0; values.len() * encoding.size()];
+    convert::encode(encoding, values, &mut bytes);
+    let mut back = vec![0.0; values.len()];
+    convert::decode(encoding, &bytes, &mut back);
+    match back.iter().position(|x| !x.is_finite()) {
+        None => Ok(bytes),
+        Some(index) => Err(RunError::Calibration(format!(
+            "tensor '{}': element {index} of the merged tensor, {}, is too large for {}; choose a wider out_dtype",
+            output.name, values[index], output.dtype
+        ))),
+    }
+}
+
+fn encoding(output: &Output) -> Result<convert::Float, RunError> {
+    match &output.action {
+        Action::Merge {
+            encoding: Encoding::Float(kind),
+            ..
+        }
+        | Action::Cast {
+            encoding: Encoding::Float(kind),
+            ..
+        } => Ok(*kind),
+        _ => merganser_plan::kernel_float(output.dtype).ok_or_else(|| RunError::NotFloat {
+            tensor: output.name.clone(),
+            dtype: output.dtype,
+        }),
+    }
+}
+
+fn decoded(output: &Output, bytes: &[u8]) -> Result<Tensor, HostError> {
+    let mut values = vec![0.0; output.elements()];
+    convert::decode(encoding(output)?, bytes, &mut values);
+    Ok(Tensor::from_vec(
+        values,
+        output.shape.as_slice(),
+        &Device::Cpu,
+    )?)
+}

@@ -1,0 +1,272 @@
+//! Merges that look at data: the prior first, then the tensors that samples say more about.
+//!
+//! Tensors without a rule of their own are merged by the executor like any others. For the rest the samples run through
+//! the fine-tunes and the network merged so far ([`merganser_projection::network`]); every merged tensor goes to its place
+//! in the staged files at once, and the next layer computes with what was stored. [`diagnose`] does the same without
+//! writing, and measures other bases and methods on the way.
+
+mod calibrate;
+mod findings;
+mod from_moments;
+mod host;
+mod matrices;
+mod rivals;
+mod rules;
+mod samples;
+mod tensors;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use merganser_methods::{Survey, is_matrix_method};
+use merganser_model::{ModelError, Network};
+use merganser_plan::{Calibrated, Plan};
+use merganser_projection::MomentsFile;
+use merganser_projection::network::{self, Distillation, Feature, Rule, Settings, Stream, Teacher};
+use merganser_report::Report;
+
+use crate::execute::Work;
+use crate::{Event, Observer, RunError};
+pub use calibrate::{Calibrated as CalibrationSummary, calibrate};
+use host::Host;
+use tensors::Tensors;
+
+/// What the recipe's calibrated method does, and the network it does it to.
+pub(crate) struct Projection<'a> {
+    plan: &'a Plan,
+    calibrated: &'a Calibrated,
+    /// What the samples run through; not needed by methods that look at none.
+    network: Result<Network, ModelError>,
+    /// Moments of every task, if the recipe gives those instead of samples.
+    moments: Option<Vec<MomentsFile>>,
+    claimed: BTreeSet<String>,
+}
+
+impl<'a> Projection<'a> {
+    /// The calibrated part of a plan, if it has one.
+    ///
+    /// # Errors
+    /// If the network is of a kind that cannot be run.
+    pub(crate) fn of(plan: &'a Plan) -> Result<Option<Self>, RunError> {
+        let Some(calibrated) = &plan.calibrated else {
+            return Ok(None);
+        };
+        let config = plan.config.as_deref().unwrap_or("{}");
+        let config = serde_json::from_str(config).unwrap_or_default();
+        let shapes = plan
+            .tensors()
+            .map(|output| (output.name.clone(), output.shape.clone()))
+            .collect();
+        let network = Network::new(&config, &shapes);
+        let rule = |name: &str| {
+            let output = plan.tensors().find(|output| output.name == name);
+            let settings = output.and_then(|output| output.calibrated.as_ref());
+            settings.map_or(Rule::Prior, |s| rules::rule(calibrated, s, plan.seed))
+        };
+        let mut projection = Self {
+            plan,
+            calibrated,
+            network,
+            moments: None,
+            claimed: BTreeSet::new(),
+        };
+        projection.moments = from_moments::open(&projection)?;
+        projection.claimed = match (&projection.moments, &projection.network) {
+            _ if is_matrix_method(calibrated.info.name) => matrices::claimed(plan),
+            (Some(moments), _) => from_moments::claimed(&projection, moments),
+            (None, Ok(network)) => network::claimed(network, rule).into_iter().collect(),
+            (None, Err(problem)) => return Err(projection.unknown(problem)),
+        };
+        Ok(Some(projection))
+    }
+
+    fn unknown(&self, problem: &ModelError) -> RunError {
+        RunError::Network {
+            method: self.calibrated.info.name,
+            problem: problem.to_string(),
+        }
+    }
+
+    /// Whether a tensor is made here rather than by the executor.
+    pub(crate) fn claims(&self, tensor: &str) -> bool {
+        self.claimed.contains(tensor)
+    }
+
+    /// Merges the claimed tensors into the files of a running merge and says what was found out.
+    ///
+    /// # Errors
+    /// Unusable samples, activations that are not finite, layers without a solution, a full disk.
+    pub(crate) fn carry_out(
+        &self,
+        work: &Work<'_>,
+        survey: &Survey,
+        pending: &BTreeSet<&str>,
+    ) -> Result<Option<Report>, RunError> {
+        let tensors = Tensors::new(self.plan, work.job.allow_nonfinite);
+        if is_matrix_method(self.calibrated.info.name) {
+            matrices::merge(self, &tensors, work, pending)?;
+            return Ok(None);
+        }
+        let host = Host {
+            projection: self,
+            tensors: &tensors,
+            survey,
+            work: Some(work),
+            pending,
+            drafts: (self.distillation().steps > 0).then(Mutex::default),
+            rivals: &[],
+            observer: work.observer,
+        };
+        let provenance = work.job.provenance;
+        self.walk(
+            &host,
+            &tensors,
+            Vec::new(),
+            (&provenance.title, &provenance.recipe),
+        )
+        .map(Some)
+    }
+
+    fn walk(
+        &self,
+        host: &Host<'_>,
+        tensors: &Tensors<'_>,
+        measured: Vec<merganser_projection::Programme>,
+        words: (&str, &str),
+    ) -> Result<Report, RunError> {
+        let general = &self.calibrated.settings;
+        let name = self.calibrated.info.name;
+        let settings = Settings {
+            stream: match name {
+                "projection" if general.flag("sequential") => Stream::Merged,
+                "regmean++" => Stream::Candidates,
+                _ => Stream::Taught,
+            },
+            residual_targets: general.text("targets") == Some("residual"),
+            matrix_prior: self
+                .calibrated
+                .matrix_prior
+                .as_ref()
+                .map(|(info, settings)| rules::data_free(info, settings)),
+            measured,
+        };
+        if let Some(moments) = &self.moments {
+            let data = samples::described(self.plan, self.calibrated, moments);
+            let weights: Vec<f64> = data.iter().map(|task| task.weight).collect();
+            let layers = from_moments::merge(self, tensors, host, moments, &settings, &weights)?;
+            return Ok(findings::report(self, &data, layers, words));
+        }
+        host.observer.event(Event::Samples);
+        let data = samples::load(self.plan, self.calibrated)?;
+        let weights: Vec<_> = self
+            .calibrated
+            .tasks
+            .iter()
+            .map(|task| tensors.of_model(task.model))
+            .collect();
+        let teachers = data
+            .iter()
+            .zip(&weights)
+            .map(|(data, weights)| Teacher {
+                name: data.name.clone(),
+                weights,
+                batches: data.batches.clone(),
+                weight: data.weight,
+            })
+            .collect::<Vec<_>>();
+        let base = self.plan.base.map(|base| tensors.of_model(base));
+        let base = base.ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
+        let network = self
+            .network
+            .as_ref()
+            .map_err(|problem| self.unknown(problem))?;
+        let layers = network::merge(network, &base, &teachers, host, &settings)
+            .map_err(RunError::Projection)?;
+        let mut report = findings::report(self, &data, layers, words);
+        if let Some(drafts) = &host.drafts {
+            let merged = drafts
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            let teachers: Vec<Teacher<'_>> = teachers
+                .into_iter()
+                .zip(&data)
+                .map(|(teacher, data)| Teacher {
+                    batches: data.small.clone(),
+                    ..teacher
+                })
+                .collect();
+            let settings = self.distillation();
+            let student = network::Student { host };
+            let step = |step, loss| {
+                host.observer.event(Event::Distilled {
+                    step,
+                    of: settings.steps,
+                    loss,
+                });
+            };
+            let done = network::distill(
+                network, &base, &teachers, &student, &merged, &settings, &step,
+            )
+            .map_err(RunError::Projection)?;
+            for (name, tensor) in done {
+                host.store(&name, &tensor).map_err(RunError::Read)?;
+            }
+            report.warnings.push(format!(
+                "captured energies are those of the projection, before the {} steps of distillation",
+                settings.steps
+            ));
+        }
+        Ok(report)
+    }
+
+    fn distillation(&self) -> Distillation {
+        let general = &self.calibrated.settings;
+        let applies = self.calibrated.info.name == "projection" && self.moments.is_none();
+        Distillation {
+            steps: if applies {
+                general.int("distill") as usize
+            } else {
+                0
+            },
+            rate: general.float("distill_rate"),
+            hidden: general.float("distill_hidden"),
+            feature: match general.text("feature") {
+                Some("first") => Feature::First,
+                Some("mean") => Feature::Mean,
+                Some("tokens") => Feature::Tokens,
+                _ => Feature::Auto,
+            },
+            seed: self.plan.seed,
+        }
+    }
+}
+
+/// Measures what a calibrated merge would do, and what other bases and methods would, without writing anything.
+///
+/// # Errors
+/// Those of a merge.
+pub fn diagnose(
+    plan: &Plan,
+    title: &str,
+    recipe: &str,
+    allow_nonfinite: bool,
+    observer: &dyn Observer,
+) -> Result<Report, RunError> {
+    let projection = Projection::of(plan)?
+        .filter(|projection| !is_matrix_method(projection.calibrated.info.name))
+        .ok_or_else(|| RunError::Calibration("the recipe's method looks at no data".into()))?;
+    let tensors = Tensors::new(plan, allow_nonfinite);
+    let rivals = rivals::usual();
+    let host = Host {
+        projection: &projection,
+        tensors: &tensors,
+        survey: &Survey::default(),
+        work: None,
+        pending: &BTreeSet::new(),
+        drafts: None,
+        rivals: &rivals,
+        observer,
+    };
+    projection.walk(&host, &tensors, rivals::bases(), (title, recipe))
+}
