@@ -22,11 +22,14 @@
 //! Padding is marked in every batch, and which samples share a batch changes nothing else: a sample's ids and pixels are
 //! the same for every batch size.
 
+mod columns;
 mod error;
 mod labels;
 mod load;
 mod model_files;
+mod npy;
 mod picture;
+mod ready;
 mod samples;
 mod select;
 mod source;
@@ -34,9 +37,10 @@ mod table;
 mod tensors;
 mod text;
 
+pub use columns::{Columns, read_columns};
 pub use error::{Error, Place, Result};
 pub use labels::Labels;
-pub use load::{Columns, LoadOptions, Processor, read_columns};
+pub use load::{LoadOptions, Processor};
 pub use samples::{Chunk, Images, Inputs, Samples};
 pub use source::{Format, Source};
 pub use text::{DEFAULT_MAX_LENGTH, Sequence};

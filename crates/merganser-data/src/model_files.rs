@@ -91,7 +91,7 @@ impl ModelFiles {
     }
 
     /// A positive whole number of config.json.
-    pub(crate) fn size(&self, value: Option<&Value>) -> Option<usize> {
+    pub(crate) fn size(value: Option<&Value>) -> Option<usize> {
         value?
             .as_u64()
             .filter(|&n| n > 0)
@@ -100,7 +100,7 @@ impl ModelFiles {
 
     /// Number of rows of the table of tokens.
     pub(crate) fn vocabulary(&self) -> Option<usize> {
-        self.size(self.text("vocab_size"))
+        Self::size(self.text("vocab_size"))
     }
 
     /// Most tokens a sample may have, by the model's table of positions.
@@ -112,7 +112,7 @@ impl ModelFiles {
             "max_seq_len",
         ]
         .iter()
-        .find_map(|key| self.size(self.text(key)))?;
+        .find_map(|key| Self::size(self.text(key)))?;
         // RoBERTa counts positions from the padding id + 1.
         let offset = match self.text("model_type").and_then(Value::as_str) {
             Some("roberta" | "xlm-roberta" | "camembert" | "mpnet" | "longformer") => {

@@ -62,7 +62,7 @@ impl ImageProcessor {
     pub(crate) fn open(files: &ModelFiles) -> Result<(Self, Vec<String>)> {
         let mut notes = Vec::new();
         let expected = expected(files);
-        let channels = files.size(files.vision("num_channels")).unwrap_or(3);
+        let channels = ModelFiles::size(files.vision("num_channels")).unwrap_or(3);
         if !matches!(channels, 1 | 3) {
             return Err(Error::model(
                 files.folder(),

@@ -36,7 +36,7 @@ pub enum Inputs {
         pad: u32,
     },
     /// Images, decoded and prepared batch by batch.
-    Images(Images),
+    Images(Box<Images>),
 }
 
 /// Images that are decoded when a batch of them is asked for.
@@ -188,12 +188,11 @@ impl Images {
             Pictures::Rows { array, rows } => {
                 let row = rows[at];
                 let layout = PixelLayout::of(array, &self.processor)?;
-                let values = match array.element() {
-                    Element::Float => array.floats(row)?,
-                    _ => {
-                        let bytes = layout.interleave(array.bytes(row)?);
-                        self.processor.pixels(&bytes, layout.channels)
-                    }
+                let values = if array.element() == Element::Float {
+                    array.floats(row)?
+                } else {
+                    let bytes = layout.interleave(array.bytes(row)?);
+                    self.processor.pixels(&bytes, layout.channels)
                 };
                 if let Some(bad) = values.iter().find(|x| !x.is_finite()) {
                     return Err(
@@ -241,12 +240,20 @@ impl PixelLayout {
             planar,
         };
         let channels = |n: usize| matches!(n, 1 | 3 | 4);
+        let fits = |found: &Self| {
+            processor.expected().is_none_or(|(height, width)| {
+                (found.height, found.width) == (height as usize, width as usize)
+            })
+        };
         let found = match (array.element(), &array.shape[..]) {
-            (Element::Integer, _) => None,
             (Element::Float, &[_, c, h, w]) if c == want => Some(layout(c, h, w, true)),
-            (Element::Byte, &[_, h, w, c]) if channels(c) => Some(layout(c, h, w, false)),
-            (Element::Byte, &[_, c, h, w]) if channels(c) => Some(layout(c, h, w, true)),
             (Element::Byte, &[_, h, w]) => Some(layout(1, h, w, false)),
+            // Where either axis could be the channels, the size decides.
+            (Element::Byte, &[_, a, b, c]) => {
+                let last = channels(c).then(|| layout(c, a, b, false));
+                let first = channels(a).then(|| layout(a, b, c, true));
+                last.filter(fits).or(first.filter(fits)).or(last).or(first)
+            }
             _ => None,
         };
         let Some(found) = found else {

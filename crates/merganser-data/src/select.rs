@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_choice_is_part_of_what_makes_results_reproducible() {
-        assert_eq!(choose(100, Some(5), 0), [1, 34, 42, 84, 86]);
+        assert_eq!(choose(100, Some(5), 0), [7, 14, 45, 52, 95]);
         assert_eq!(choose(3, None, 7), [0, 1, 2]);
     }
 

@@ -13,15 +13,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use merganser_kernels::convert::{Float, decode};
 use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
-use npyz::{NpyFile, Order, TypeChar};
+use merganser_store::source::{ReadAt, SourceFile};
 
 use crate::error::{Error, Result, list};
+use crate::npy;
 
 /// The tensors that are read, and what each may be called.
 const KNOWN: [(&str, &[&str]); 7] = [
@@ -49,19 +50,21 @@ pub(crate) struct Array {
     pub(crate) path: PathBuf,
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
+    dtype: Dtype,
     data: Data,
 }
 
+/// Where the elements lie; they are read row by row.
 #[derive(Debug)]
 enum Data {
-    /// On disk, read row by row.
-    File {
-        checkpoint: std::sync::Arc<Checkpoint>,
+    Checkpoint {
+        checkpoint: Arc<Checkpoint>,
         info: TensorInfo,
     },
-    Bytes(Vec<u8>),
-    Floats(Vec<f32>),
-    Integers(Vec<i64>),
+    Npy {
+        file: SourceFile,
+        start: u64,
+    },
 }
 
 /// What the elements of an array are.
@@ -74,7 +77,7 @@ pub(crate) enum Element {
 
 impl TensorFile {
     pub(crate) fn safetensors(path: &Path, split: Option<&str>) -> Result<Self> {
-        let checkpoint = std::sync::Arc::new(Checkpoint::open(path)?);
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
         let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
         let prefix = prefix(path, &names, split)?;
         let mut tensors = BTreeMap::new();
@@ -86,7 +89,8 @@ impl TensorFile {
                         path: path.to_owned(),
                         name,
                         shape: info.shape.clone(),
-                        data: Data::File {
+                        dtype: info.dtype,
+                        data: Data::Checkpoint {
                             checkpoint: checkpoint.clone(),
                             info: info.clone(),
                         },
@@ -241,15 +245,10 @@ impl Array {
     }
 
     pub(crate) fn element(&self) -> Element {
-        match &self.data {
-            Data::Bytes(_) => Element::Byte,
-            Data::Floats(_) => Element::Float,
-            Data::Integers(_) => Element::Integer,
-            Data::File { info, .. } => match info.dtype {
-                Dtype::U8 => Element::Byte,
-                dtype if float(dtype).is_some() => Element::Float,
-                _ => Element::Integer,
-            },
+        match self.dtype {
+            Dtype::U8 => Element::Byte,
+            dtype if float(dtype).is_some() => Element::Float,
+            _ => Element::Integer,
         }
     }
 
@@ -262,66 +261,36 @@ impl Array {
         self.shape.iter().skip(1).product()
     }
 
-    /// The bytes of a row of a file's tensor.
-    fn raw(
-        checkpoint: &Checkpoint,
-        info: &TensorInfo,
-        row: usize,
-        width: usize,
-    ) -> Result<Vec<u8>> {
-        let length = width * info.dtype.size();
-        let mut bytes = vec![0; length];
-        checkpoint.read(info, (row * length) as u64, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// One row of 8-bit elements.
+    /// One row as it is stored, which is what 8-bit elements are.
     pub(crate) fn bytes(&self, row: usize) -> Result<Vec<u8>> {
-        let width = self.width();
+        let mut bytes = vec![0; self.width() * self.dtype.size()];
+        let offset = row as u64 * bytes.len() as u64;
         match &self.data {
-            Data::Bytes(bytes) => Ok(bytes[row * width..(row + 1) * width].to_vec()),
-            Data::File { checkpoint, info } => Self::raw(checkpoint, info, row, width),
-            Data::Floats(_) | Data::Integers(_) => Err(self.refuse("expected 8-bit elements")),
+            Data::Checkpoint { checkpoint, info } => checkpoint.read(info, offset, &mut bytes)?,
+            Data::Npy { file, start } => file
+                .read_exact_at(&mut bytes, start + offset)
+                .map_err(|cause| Error::io("read", &self.path, cause))?,
         }
+        Ok(bytes)
     }
 
     /// One row of floating-point elements.
     pub(crate) fn floats(&self, row: usize) -> Result<Vec<f32>> {
-        let width = self.width();
-        match &self.data {
-            Data::Floats(values) => Ok(values[row * width..(row + 1) * width].to_vec()),
-            Data::File { checkpoint, info } => {
-                let Some(kind) = float(info.dtype) else {
-                    return Err(self.refuse(format!(
-                        "found {}, expected floating-point numbers",
-                        info.dtype
-                    )));
-                };
-                let bytes = Self::raw(checkpoint, info, row, width)?;
-                let mut values = vec![0.0; width];
-                decode(kind, &bytes, &mut values);
-                Ok(values)
-            }
-            Data::Bytes(_) | Data::Integers(_) => {
-                Err(self.refuse("expected floating-point numbers"))
-            }
-        }
+        let Some(kind) = float(self.dtype) else {
+            return Err(self.refuse(format!(
+                "found {}, expected floating-point numbers",
+                self.dtype
+            )));
+        };
+        let mut values = vec![0.0; self.width()];
+        decode(kind, &self.bytes(row)?, &mut values);
+        Ok(values)
     }
 
     /// One row of integers.
     pub(crate) fn integers(&self, row: usize) -> Result<Vec<i64>> {
-        let width = self.width();
-        let range = row * width..(row + 1) * width;
-        match &self.data {
-            Data::Integers(values) => Ok(values[range].to_vec()),
-            Data::Bytes(values) => Ok(values[range].iter().map(|&x| i64::from(x)).collect()),
-            Data::Floats(_) => Err(self.refuse("found floating-point numbers, expected integers")),
-            Data::File { checkpoint, info } => {
-                let bytes = Self::raw(checkpoint, info, row, width)?;
-                integers(info.dtype, &bytes)
-                    .ok_or_else(|| self.refuse(format!("found {}, expected integers", info.dtype)))
-            }
-        }
+        integers(self.dtype, &self.bytes(row)?)
+            .ok_or_else(|| self.refuse(format!("found {}, expected integers", self.dtype)))
     }
 }
 
@@ -359,67 +328,20 @@ fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
 }
 
 fn read_npy(name: &str, path: &Path) -> Result<Array> {
-    let failed = |cause: std::io::Error| match cause.kind() {
-        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
-            Error::tensor(path, name, format!("not a readable npy file: {cause}"))
-        }
-        _ => Error::io("read", path, cause),
-    };
-    let file = File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    let npy = NpyFile::new(BufReader::new(file)).map_err(failed)?;
-    let shape: Vec<usize> = npy.shape().iter().map(|&n| n as usize).collect();
-    let refused = |problem: String| Error::tensor(path, name, problem);
-    let npyz::DType::Plain(kind) = npy.dtype() else {
-        return Err(refused("a structured array; expected numbers".into()));
-    };
-    // The header claims the number of elements: it is held against the file before memory is taken.
-    let item = kind.num_bytes().unwrap_or(1) as u64;
-    let claimed = npy
-        .shape()
-        .iter()
-        .try_fold(item, |product, &n| product.checked_mul(n));
-    if claimed.is_none_or(|bytes| bytes > size) {
-        return Err(refused(format!(
-            "its header claims shape {shape:?}, which is more than the file's {size} bytes"
-        )));
-    }
-    if npy.order() == Order::Fortran && shape.len() > 1 {
-        return Err(refused(
-            "its data are in column-major order; save it with `numpy.ascontiguousarray`".into(),
-        ));
-    }
-    let kind_char = kind.type_char();
-    let bits = kind.size_field() * 8;
-    macro_rules! read {
-        ($type:ty, $variant:ident, $one:expr) => {{
-            let values: Vec<$type> = npy.into_vec().map_err(failed)?;
-            Data::$variant(values.into_iter().map($one).collect())
-        }};
-    }
-    let data = match (kind_char, bits) {
-        (TypeChar::Uint, 8) => Data::Bytes(npy.into_vec().map_err(failed)?),
-        (TypeChar::Bool, _) => read!(bool, Bytes, u8::from),
-        (TypeChar::Int, 8) => read!(i8, Integers, i64::from),
-        (TypeChar::Int, 16) => read!(i16, Integers, i64::from),
-        (TypeChar::Int, 32) => read!(i32, Integers, i64::from),
-        (TypeChar::Int, 64) => Data::Integers(npy.into_vec().map_err(failed)?),
-        (TypeChar::Uint, 16) => read!(u16, Integers, i64::from),
-        (TypeChar::Uint, 32) => read!(u32, Integers, i64::from),
-        (TypeChar::Uint, 64) => read!(u64, Integers, |n| n as i64),
-        (TypeChar::Float, 32) => Data::Floats(npy.into_vec().map_err(failed)?),
-        (TypeChar::Float, 64) => read!(f64, Floats, |x| x as f32),
-        _ => {
-            return Err(refused(format!(
-                "elements of type {}; expected integers, u8, f32 or f64",
-                kind
-            )));
-        }
-    };
+    let file = SourceFile::open(path)?;
+    let mut prefix = vec![0; npy::MAX_PREFIX.min(file.size() as usize)];
+    file.read_exact_at(&mut prefix, 0)
+        .map_err(|cause| Error::io("read", path, cause))?;
+    let header =
+        npy::parse(&prefix, file.size()).map_err(|problem| Error::tensor(path, name, problem))?;
     Ok(Array {
         path: path.to_owned(),
         name: name.to_owned(),
-        shape,
-        data,
+        shape: header.shape,
+        dtype: header.dtype,
+        data: Data::Npy {
+            file,
+            start: header.data_start,
+        },
     })
 }

@@ -156,9 +156,8 @@ fn read_document(path: &Path) -> Result<Vec<Value>> {
     }
     let bytes = std::fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = bytes[..error.valid_up_to()]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
+        let line = String::from_utf8_lossy(&bytes[..error.valid_up_to()])
+            .matches('\n')
             .count();
         Error::row(path, Place::Line(line as u64 + 1), "not valid UTF-8")
     })?;

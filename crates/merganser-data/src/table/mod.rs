@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     Bool,
     /// Bytes of encoded images.
     Image,
+    /// Different things in different rows: what does not fit is found when its row is read.
+    Mixed,
     /// Something that is not read, by the word for it.
     Other(&'static str),
 }
@@ -54,6 +56,7 @@ impl fmt::Display for Kind {
             Self::Number => "number",
             Self::Bool => "boolean",
             Self::Image => "image",
+            Self::Mixed => "of several kinds",
             Self::Other(word) => word,
         })
     }
@@ -311,8 +314,11 @@ impl Table {
 fn join(a: Kind, b: Kind) -> Kind {
     match (a, b) {
         (a, b) if a == b => a,
-        (Kind::Integer, Kind::Number) | (Kind::Number, Kind::Integer) => Kind::Number,
-        _ => Kind::Other("values of different kinds"),
+        (Kind::Integer | Kind::Bool, Kind::Number) | (Kind::Number, Kind::Integer | Kind::Bool) => {
+            Kind::Number
+        }
+        (Kind::Integer, Kind::Bool) | (Kind::Bool, Kind::Integer) => Kind::Integer,
+        _ => Kind::Mixed,
     }
 }
 
