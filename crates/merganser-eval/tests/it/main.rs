@@ -1,0 +1,8 @@
+//! Small networks of every kind, with the results of PyTorch, measured as a user would.
+
+#![allow(clippy::unwrap_used)]
+
+mod classification;
+mod language;
+mod support;
+mod tables;
