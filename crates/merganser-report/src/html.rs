@@ -14,7 +14,9 @@ use crate::names::{role, short_blocks, short_tensors};
 use crate::palette;
 use crate::plot::{self, Bar, Cell, Colours, Heat, Point, Positions, Series};
 use crate::summary::{self, FULL, Group, average, task_mean, tensors, total_energy};
-use crate::text::{MISSING, count, counted, decimal, harmless, percent, score, shape, short};
+use crate::text::{
+    MISSING, count, counted, decimal, harmless, percent, score, shape, short, shorten,
+};
 use crate::{Accuracy, Layer, Method, MethodKind, Pairwise, Relation, Report, Result, Score};
 
 /// Rows of the table of all tensors: more make the page heavy, and are in the JSON.
@@ -89,6 +91,7 @@ struct Figure {
 struct MethodRow {
     swatch: Value,
     name: String,
+    short: String,
     kind: &'static str,
     chosen: bool,
     captured: String,
@@ -382,6 +385,7 @@ fn methods(report: &Report, series: &[Series]) -> Vec<MethodRow> {
         MethodRow {
             swatch: safe(plot::swatch(series)),
             name: method.name.clone(),
+            short: shorten(&method.name, 32),
             kind: match method.kind {
                 MethodKind::Basis => "basis",
                 MethodKind::Merge => "merge",

@@ -60,7 +60,7 @@ const DARK: Theme = Theme {
 /// Letters on shades.
 const INKS: [u32; 2] = [0x15181c, 0xffffff];
 
-/// The style sheet of all colours of plots: classes `s0`… set `--c` for the marks of a series,
+/// The style sheet of the page's colour and all colours of plots: classes `s0`… set `--c` for the marks of a series,
 /// `q0`…, `r0`…, `d0`… fill shapes with shades, and `on` makes letters readable on them.
 pub(crate) fn style_sheet() -> String {
     format!(
@@ -72,9 +72,8 @@ pub(crate) fn style_sheet() -> String {
 
 fn rules(theme: &Theme) -> String {
     let series = theme.series.iter().enumerate();
-    let mut rules: Vec<String> = series
-        .map(|(k, colour)| format!(".s{k}{{--c:#{colour:06x}}}"))
-        .collect();
+    let mut rules = vec![format!(":root{{--page:#{:06x}}}", theme.page)];
+    rules.extend(series.map(|(k, colour)| format!(".s{k}{{--c:#{colour:06x}}}")));
     for (letter, shades) in theme.shades() {
         for (k, &shade) in shades.iter().enumerate() {
             let ink = ink_on(shade);

@@ -54,7 +54,7 @@ impl Score {
         let Some(scale) = finite(reference.value).filter(|&scale| scale > 0.0) else {
             return Self::default();
         };
-        let divide = |value| finite(value).map(|value| value / scale);
+        let divide = |value| finite(finite(value).map(|value| value / scale));
         Self {
             value: divide(self.value),
             low: divide(self.low),
@@ -75,10 +75,10 @@ impl Score {
             let squares = scores.iter().zip(&values);
             let squares =
                 squares.map(|(score, value)| finite(limit(score)).map(|l| (l - value).powi(2)));
-            squares.sum::<Option<f64>>().map(|sum| sum.sqrt() / count)
+            finite(squares.sum::<Option<f64>>().map(|sum| sum.sqrt() / count))
         };
         Self {
-            value: Some(mean),
+            value: finite(Some(mean)),
             low: half(|score| score.low).map(|half| mean - half),
             high: half(|score| score.high).map(|half| mean + half),
         }

@@ -29,6 +29,9 @@ impl Report {
         report.check_scores(&mut warnings);
         report.find_methods(&mut warnings);
         report.find_chosen(&mut warnings);
+        for task in &mut report.tasks {
+            task.weight = finite(task.weight);
+        }
         for matrix in &mut report.pairwise {
             fit(&mut matrix.values, self.tasks.len());
             for row in &mut matrix.values {
@@ -149,7 +152,7 @@ impl Report {
                 .count();
             if method.captured.is_some() && measured < self.layers.len() {
                 warnings.push(format!(
-                    "{} is measured on {measured} of {} layers; its figure over the network counts \
+                    "{} is measured on {measured} of {} tensors; its figure over the network counts \
                      only these",
                     method.name,
                     self.layers.len()

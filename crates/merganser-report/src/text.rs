@@ -9,22 +9,30 @@ pub(crate) const MISSING: &str = "–";
 
 /// A fraction as a percentage with one decimal: `91.2%`, `−3.0%`.
 pub(crate) fn percent(value: Option<f64>) -> String {
-    match value {
-        None => MISSING.to_owned(),
-        Some(value) if value < -9.995 => "< −999%".to_owned(),
-        Some(value) if value > 9.995 => "> 999%".to_owned(),
-        Some(value) => format!("{}%", minus(&format!("{:.1}", 100.0 * value))),
-    }
+    value.map_or_else(|| MISSING.to_owned(), |value| per_cent(value, 1))
 }
 
 /// A fraction as a percentage without decimals, for axes and narrow cells.
 pub(crate) fn whole_percent(value: f64) -> String {
-    format!("{}%", minus(&format!("{:.0}", 100.0 * value)))
+    per_cent(value, 0)
+}
+
+fn per_cent(value: f64, decimals: usize) -> String {
+    if value < -9.995 {
+        "< −999%".to_owned()
+    } else if value > 9.995 {
+        "> 999%".to_owned()
+    } else {
+        format!("{}%", minus(&format!("{:.decimals$}", 100.0 * value)))
+    }
 }
 
 /// A cosine or the like with two decimals.
 pub(crate) fn decimal(value: Option<f64>) -> String {
-    value.map_or_else(|| MISSING.to_owned(), |value| minus(&format!("{value:.2}")))
+    match value {
+        Some(value) if value.abs() < 100.0 => minus(&format!("{value:.2}")),
+        _ => short(value),
+    }
 }
 
 /// A typographic minus, and none before zero.
@@ -127,7 +135,7 @@ pub(crate) fn visible(text: &str) -> String {
 /// A value and half the width of its interval: `84.3% ± 1.2`.
 pub(crate) fn score(score: Score) -> String {
     match (score.low, score.high) {
-        (Some(low), Some(high)) => {
+        (Some(low), Some(high)) if high - low < 9.995 => {
             format!("{} ± {:.1}", percent(score.value), 50.0 * (high - low))
         }
         _ => percent(score.value),

@@ -40,7 +40,7 @@ pub(crate) fn depth(positions: &Positions, series: &[Series]) -> String {
 
     let beyond = all().filter(|&captured| captured < y.domain.0).count();
     // Where positions are close, every few of them have a marker; tooltips all have.
-    let every = (16.0 / positions.spacing).ceil() as usize;
+    let every = (36.0 / positions.spacing).ceil() as usize;
     // The chosen method is drawn last, on top.
     let mut order: Vec<(usize, &Series)> = series.iter().enumerate().collect();
     order.sort_by_key(|(_, it)| it.chosen);
@@ -74,11 +74,13 @@ pub(crate) fn depth(positions: &Positions, series: &[Series]) -> String {
             if captured < y.domain.0 {
                 overflow(&mut svg, at, Towards::Down, &it.class, &tooltip);
                 if beyond <= WRITTEN {
-                    svg.text(
-                        (at.0 + 7.0, at.1 - 4.0 - 14.0 * (number % 3) as f64),
-                        "",
-                        &figure,
-                    );
+                    let words = format!("{} {figure}", shorten(&it.name, 19));
+                    let height = bottom - 5.0 - 15.0 * (number % 4) as f64;
+                    if at.0 < right - 150.0 {
+                        svg.text((at.0 + 8.0, height), "", &words);
+                    } else {
+                        svg.text((at.0 - 8.0, height), "end", &words);
+                    }
                 }
             } else if (k + number).is_multiple_of(every) {
                 marker(&mut svg, it.marker, at, 3.6, &it.class, &tooltip);

@@ -85,7 +85,7 @@ pub(crate) struct Positions<'a> {
 
 impl<'a> Positions<'a> {
     /// Letters of the names of rows of heat maps; longer names are shortened.
-    const LONGEST: usize = 24;
+    const LONGEST: usize = 26;
 
     /// Leaves room for the names of rows of the heat maps among the plots.
     pub(crate) fn new<'r>(

@@ -14,8 +14,9 @@ impl Scale {
     /// The place of a value; beyond the ends of the domain, the place of the end.
     pub(crate) fn at(&self, value: f64) -> f64 {
         let (low, high) = self.domain;
-        let share = if high > low {
-            ((value - low) / (high - low)).clamp(0.0, 1.0)
+        let span = high - low;
+        let share = if span > 0.0 && span.is_finite() {
+            ((value - low) / span).clamp(0.0, 1.0)
         } else {
             0.5
         };
