@@ -96,10 +96,12 @@ impl Report {
             base, individual, ..
         }) = &mut self.evaluation
         {
-            base.iter_mut().for_each(|base| check("base", base));
-            individual
-                .iter_mut()
-                .for_each(|individual| check("individual", individual));
+            if let Some(base) = base {
+                check("base", base);
+            }
+            if let Some(individual) = individual {
+                check("individual", individual);
+            }
         }
         for method in &mut self.methods {
             if let Some(accuracy) = &mut method.accuracy {
@@ -355,6 +357,7 @@ pub(crate) fn tensors(layers: &[Layer]) -> Vec<Group> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::Task;

@@ -1,5 +1,7 @@
 //! The three readings of a report, from the smallest to the largest and the most hostile.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use merganser_report::{Error, Layer, Method, MethodKind, Pairwise, Report, Score, Task};

@@ -141,7 +141,7 @@ impl Heat<'_> {
             .unwrap_or(0)
             .min(18);
         let names = text_width(&"m".repeat(letters));
-        let size = (330.0 / self.rows.len().max(1) as f64).clamp(18.0, 46.0);
+        let size = (300.0 / self.rows.len().max(1) as f64).clamp(15.0, 46.0);
         let left = names + 12.0;
         let top = 34.0 + 0.71 * names + 8.0;
         let side = size * self.rows.len() as f64;
@@ -176,13 +176,11 @@ impl Heat<'_> {
                 let Cell::Value(value) = self.cell(r, c) else {
                     continue;
                 };
-                let mut short = self.colours.write_in_cell(value);
-                if text_width(&short) > width {
-                    if class != "worse" {
-                        continue;
-                    }
-                    short = "▾".to_owned();
-                }
+                let short = match self.colours.write_in_cell(value) {
+                    short if text_width(&short) <= width => short,
+                    _ if class == "worse" => "▾".to_owned(),
+                    _ => continue,
+                };
                 let middle = (x + (width - gap) / 2.0, y + (height - gap) / 2.0 + 4.0);
                 svg.text(middle, &format!("mid on {class}"), &short);
             }

@@ -50,12 +50,12 @@ pub(crate) fn scatter(points: &[Point], references: &[(&str, f64)]) -> String {
     value_axis(&mut svg, &x, (top, bottom), false, whole_percent);
     value_axis(&mut svg, &y, (left, right), true, whole_percent);
     svg.text(
-        ((left + right) / 2.0, SIZE.1 - 12.0),
+        (f64::midpoint(left, right), SIZE.1 - 12.0),
         "mid soft",
         "captured energy",
     );
     svg.turned_text(
-        (14.0, (top + bottom) / 2.0),
+        (14.0, f64::midpoint(top, bottom)),
         -90.0,
         "mid soft",
         "mean accuracy",

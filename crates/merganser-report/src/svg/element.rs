@@ -202,8 +202,8 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let shown = [0.0, -0.01, 1.0, 2.25, -3.14, 1e5].map(|value| Number(value).to_string());
-        assert_eq!(shown, ["0", "0", "1", "2.3", "-3.1", "100000"]);
+        let shown = [0.0, -0.01, 1.0, 2.25, -3.16, 1e5].map(|value| Number(value).to_string());
+        assert_eq!(shown, ["0", "0", "1", "2.3", "-3.2", "100000"]);
     }
 
     #[test]

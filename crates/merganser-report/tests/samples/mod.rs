@@ -80,12 +80,10 @@ fn layer(
 fn pairwise(noise: &mut Noise, tasks: usize) -> Vec<Pairwise> {
     let matrix = |noise: &mut Noise, range: (f64, f64), diagonal: f64| {
         let mut values = vec![vec![Some(diagonal); tasks]; tasks];
-        for s in 0..tasks {
-            for t in 0..s {
-                let value = Some(range.0 + (range.1 - range.0) * noise.next());
-                values[s][t] = value;
-                values[t][s] = value;
-            }
+        for (s, t) in (0..tasks).flat_map(|s| (0..s).map(move |t| (s, t))) {
+            let value = Some(range.0 + (range.1 - range.0) * noise.next());
+            values[s][t] = value;
+            values[t][s] = value;
         }
         values
     };
