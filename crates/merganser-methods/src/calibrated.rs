@@ -100,9 +100,9 @@ static PROJECTION: MethodInfo = MethodInfo {
         ),
         Parameter::choice(
             "targets",
-            &["layer", "residual"],
-            "layer",
-            "`residual` also corrects the drift of the residual stream where a layer writes into it",
+            &["residual", "layer"],
+            "residual",
+            "`residual` also corrects the drift of the residual stream where a layer writes into it, `layer` does not",
         ),
         Parameter::int(
             "distill",

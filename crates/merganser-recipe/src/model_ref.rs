@@ -24,6 +24,19 @@ pub struct ModelRef {
     pub span: Span,
 }
 
+impl ModelRef {
+    /// A folder or file, whatever characters its name has.
+    pub fn local(path: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            revision: None,
+            lora: None,
+            override_architecture: None,
+            span: Span::default(),
+        }
+    }
+}
+
 /// A LoRA adapter as a recipe names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AdapterRef {

@@ -22,6 +22,6 @@ pub use error::RunError;
 pub use execute::{Merge, merge};
 pub use observe::{Event, Observer, Quiet};
 pub use open::Opener;
-pub use project::{CalibrationSummary, calibrate, diagnose};
+pub use project::{CalibrationSummary, OWN, calibrate, diagnose};
 pub use provenance::{Provenance, card};
 pub use seal::seal;

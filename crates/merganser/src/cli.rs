@@ -62,10 +62,14 @@ pub(crate) enum Command {
     Merge(Merge),
     /// Show what a merge would read, write and need, without doing it
     Plan(Plan),
+    /// Merge models that come with the program by seven methods, and compare them
+    Demo(Demo),
     /// Record what a model's layers read on samples of its task, for merges that look at data
     Calibrate(Calibrate),
     /// Say how good a merge by projection will be, layer by layer, without writing a model
     Diagnose(Diagnose),
+    /// Measure models on labelled data: accuracy, perplexity, similarity, retrieval
+    Evaluate(crate::commands::evaluate::Evaluate),
     /// Put the parts of a merge together
     Seal(Seal),
     /// Look into models: tensors, sizes, layers; several are compared with the first
@@ -223,6 +227,17 @@ pub(crate) struct Plan {
     pub(crate) tensors: Option<String>,
 }
 
+/// Show what projection brings.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser demo\n  merganser demo --out /tmp/demo --json\n\nThe folder then holds the models, a recipe and a merged model for each method, and report.html."
+)]
+pub(crate) struct Demo {
+    /// The folder for models, recipes, merges and the report
+    #[arg(long, value_name = "DIR", default_value = "merganser-demo")]
+    pub(crate) out: PathBuf,
+}
+
 /// Record the moments of a model.
 #[derive(Debug, Args)]
 #[command(
@@ -270,6 +285,9 @@ pub(crate) struct Diagnose {
     /// Write the report to this file as one self-contained HTML page
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Measure a merged model too, wherever it comes from (may be repeated)
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) compare: Vec<PathBuf>,
     /// Accept models that hold NaN or infinity
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,

@@ -1,7 +1,9 @@
 //! One file a command.
 
 mod calibrate;
+mod demo;
 mod diagnose;
+pub(crate) mod evaluate;
 mod inspect;
 mod manual;
 mod merge;
@@ -38,9 +40,17 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
             pool()?;
             calibrate::run(calibrate, output)
         }
+        Command::Demo(demo) => {
+            pool()?;
+            demo::run(demo, output)
+        }
         Command::Diagnose(diagnose) => {
             pool()?;
             diagnose::run(diagnose, output)
+        }
+        Command::Evaluate(evaluate) => {
+            pool()?;
+            evaluate::run(evaluate, arguments.global.memory, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {

@@ -12,6 +12,7 @@
 //! ```
 
 pub use merganser_data as data;
+pub use merganser_eval as eval;
 pub use merganser_kernels as kernels;
 pub use merganser_methods as methods;
 pub use merganser_plan as plan;
@@ -20,10 +21,12 @@ pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
 
+mod demo;
 mod rebuild;
 mod workflow;
 
 pub use merganser_run::{Event, Observer, Quiet, seal};
+pub use demo::{Demo, demo};
 pub use rebuild::rebuild;
 pub use workflow::{
     Failure, MergeOptions, Planned, calibrate, diagnose_recipe, merge_recipe, plan_recipe,

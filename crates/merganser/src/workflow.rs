@@ -32,6 +32,8 @@ pub struct MergeOptions {
     pub hash_inputs: bool,
     /// Where the intermediate models of a recipe with several documents go; they are kept there.
     pub intermediate: Option<PathBuf>,
+    /// For a diagnosis: merged models to be measured too, by name.
+    pub compared: Vec<(String, PathBuf)>,
 }
 
 impl Default for MergeOptions {
@@ -47,6 +49,7 @@ impl Default for MergeOptions {
             card: true,
             hash_inputs: false,
             intermediate: None,
+            compared: Vec::new(),
         }
     }
 }
@@ -327,12 +330,20 @@ pub fn diagnose_recipe(
                 .into(),
         ));
     }
+    let mut compared = Vec::new();
+    for (name, folder) in &options.compared {
+        let reference = merganser_recipe::ModelRef::local(&folder.display().to_string());
+        let model = Opener::new(None).model(&reference).map_err(|reason| {
+            Failure::Usage(format!("cannot open {}: {reason}", folder.display()))
+        })?;
+        compared.push((name.clone(), model));
+    }
     for planned in &mut planned {
         let title = title(planned.name.as_deref(), path);
         let found = merganser_run::diagnose(
             &planned.plan,
-            &title,
-            text,
+            (&title, text),
+            &compared,
             options.allow_nonfinite,
             observer,
         )?;

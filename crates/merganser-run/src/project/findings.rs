@@ -12,7 +12,7 @@ use super::rivals;
 use super::samples::TaskData;
 
 /// What the recipe's own merge is called in a report.
-const OWN: &str = "this merge";
+pub const OWN: &str = "this merge";
 
 pub(crate) fn report(
     projection: &Projection<'_>,

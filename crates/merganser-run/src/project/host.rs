@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 use merganser_kernels::convert;
 use merganser_methods::{Encoding, Survey};
+use merganser_model::Weights;
 use merganser_plan::{Action, Output};
 use merganser_projection::network::{self, HostError, Rule};
 
 use super::rivals::Rival;
-use super::tensors::Tensors;
+use super::tensors::{Stored, Tensors};
 use super::{Projection, rules};
 use crate::execute::Work;
 use crate::{Event, Observer, RunError};
@@ -26,7 +27,7 @@ pub(crate) struct Host<'a> {
     pub(super) pending: &'a BTreeSet<&'a str>,
     /// Merged tensors of which this is not the last word: they are distilled before they are stored.
     pub(super) drafts: Option<Mutex<BTreeMap<String, Tensor>>>,
-    pub(super) rivals: &'a [Rival],
+    pub(super) rivals: &'a [Rival<'a>],
     pub(super) observer: &'a dyn Observer,
 }
 
@@ -107,14 +108,18 @@ impl network::Host for Host<'_> {
             .position(|input| Some(input.model) == self.projection.plan.base);
         self.rivals
             .iter()
-            .map(|rival| {
-                let settings = rival.settings(inputs.len());
-                let inputs = (inputs.as_slice(), base);
-                let survey = Survey::default();
-                let merged =
-                    self.tensors
-                        .by_method(rival.method, output, inputs, &settings, &survey)?;
-                Ok((rival.name.to_owned(), merged))
+            .map(|rival| match rival {
+                Rival::Method(usual) => {
+                    let settings = usual.settings(inputs.len());
+                    let inputs = (inputs.as_slice(), base);
+                    let survey = Survey::default();
+                    let merged =
+                        self.tensors.by_method(usual.method, output, inputs, &settings, &survey)?;
+                    Ok((usual.name.to_owned(), merged))
+                }
+                Rival::Merged(name, model) => {
+                    Ok(((*name).to_owned(), Stored(model).tensor(tensor)?))
+                }
             })
             .collect()
     }

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use merganser_methods::{Survey, is_matrix_method};
 use merganser_model::{ModelError, Network};
-use merganser_plan::{Calibrated, Plan};
+use merganser_plan::{Calibrated, Model, Plan};
 use merganser_projection::MomentsFile;
 use merganser_projection::network::{self, Distillation, Feature, Rule, Settings, Stream, Teacher};
 use merganser_report::Report;
@@ -28,6 +28,7 @@ use merganser_report::Report;
 use crate::execute::Work;
 use crate::{Event, Observer, RunError};
 pub use calibrate::{Calibrated as CalibrationSummary, calibrate};
+pub use findings::OWN;
 use host::Host;
 use tensors::Tensors;
 
@@ -243,13 +244,14 @@ impl<'a> Projection<'a> {
 }
 
 /// Measures what a calibrated merge would do, and what other bases and methods would, without writing anything.
+/// `words` are the title and the recipe's text, `compared` merged models to be measured too, by name.
 ///
 /// # Errors
 /// Those of a merge.
 pub fn diagnose(
     plan: &Plan,
-    title: &str,
-    recipe: &str,
+    words: (&str, &str),
+    compared: &[(String, Model)],
     allow_nonfinite: bool,
     observer: &dyn Observer,
 ) -> Result<Report, RunError> {
@@ -257,7 +259,7 @@ pub fn diagnose(
         .filter(|projection| !is_matrix_method(projection.calibrated.info.name))
         .ok_or_else(|| RunError::Calibration("the recipe's method looks at no data".into()))?;
     let tensors = Tensors::new(plan, allow_nonfinite);
-    let rivals = rivals::usual();
+    let rivals = rivals::usual(compared);
     let host = Host {
         projection: &projection,
         tensors: &tensors,
@@ -268,5 +270,5 @@ pub fn diagnose(
         rivals: &rivals,
         observer,
     };
-    projection.walk(&host, &tensors, rivals::bases(), (title, recipe))
+    projection.walk(&host, &tensors, rivals::bases(), words)
 }

@@ -3,16 +3,25 @@
 use std::collections::BTreeMap;
 
 use merganser_methods::{Method, Scope, Settings, Value, find};
+use merganser_plan::Model;
 use merganser_projection::{Basis, Programme, Ridge};
 
-/// A data-free merge with parameters, for comparison.
-pub(crate) struct Rival {
+/// A merge that is measured for comparison.
+pub(crate) enum Rival<'a> {
+    /// A data-free method with parameters.
+    Method(Usual),
+    /// A model that was merged before.
+    Merged(&'a str, &'a Model),
+}
+
+/// A data-free method with parameters.
+pub(crate) struct Usual {
     pub(crate) name: &'static str,
     pub(crate) method: &'static dyn Method,
     given: Vec<(&'static str, Value)>,
 }
 
-impl Rival {
+impl Usual {
     /// Complete settings for a tensor with so many inputs, the base included.
     pub(crate) fn settings(&self, inputs: usize) -> Settings {
         let mut settings = Settings::default();
@@ -33,8 +42,19 @@ impl Rival {
     }
 }
 
-/// The merges people try first.
-pub(crate) fn usual() -> Vec<Rival> {
+/// The merges people try first, and the ones that are given; one that is given under the name of a usual one takes its
+/// place.
+pub(crate) fn usual(given: &[(String, Model)]) -> Vec<Rival<'_>> {
+    let mut rivals: Vec<Rival<'_>> = methods()
+        .into_iter()
+        .filter(|usual| given.iter().all(|(name, _)| name != usual.name))
+        .map(Rival::Method)
+        .collect();
+    rivals.extend(given.iter().map(|(name, model)| Rival::Merged(name, model)));
+    rivals
+}
+
+fn methods() -> Vec<Usual> {
     let normalize = |yes| ("normalize", Value::Bool(yes));
     let list: [(&'static str, &'static str, Vec<(&'static str, Value)>); 5] = [
         ("average", "task_arithmetic", vec![normalize(true)]),
@@ -54,7 +74,7 @@ pub(crate) fn usual() -> Vec<Rival> {
     list.into_iter()
         .filter_map(|(name, method, given)| {
             let method = find(method)?;
-            Some(Rival {
+            Some(Usual {
                 name,
                 method,
                 given,

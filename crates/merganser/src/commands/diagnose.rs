@@ -15,6 +15,11 @@ pub(crate) fn run(arguments: &Diagnose, output: &Output) -> Result<(), Failure> 
     let options = MergeOptions {
         plan: planning(&arguments.planning)?,
         allow_nonfinite: arguments.allow_nonfinite,
+        compared: arguments
+            .compare
+            .iter()
+            .map(|path| (path.display().to_string(), path.clone()))
+            .collect(),
         ..MergeOptions::default()
     };
     let progress = Progress::new(output);

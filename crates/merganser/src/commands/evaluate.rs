@@ -215,7 +215,7 @@ fn failure(error: EvalError) -> Failure {
         match error {
             EvalError::Compute(_) => true,
             EvalError::Task { cause, .. } => failed(cause),
-            EvalError::Store(error) => matches!(error, merganser::store::Error::Tensor { .. }),
+            EvalError::Store(error) => matches!(**error, merganser::store::Error::Tensor { .. }),
             _ => false,
         }
     }
