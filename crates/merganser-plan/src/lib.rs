@@ -5,6 +5,7 @@
 //! say. Making one is pure: the same recipe and headers give the same plan, on every machine. Whatever can be wrong
 //! with a recipe is found here, before anything is written.
 
+mod checks;
 mod combine;
 mod config;
 mod digest;
@@ -13,6 +14,7 @@ mod extras;
 mod layout;
 mod model;
 mod output_config;
+mod outputs;
 mod parts;
 mod rebuild;
 mod resolve;
