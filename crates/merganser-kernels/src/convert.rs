@@ -214,6 +214,81 @@ kernel! {
     }
 }
 
+/// As [`decode_each`], after `then`; returns the largest magnitude that was decoded, as bits.
+#[inline(always)]
+fn decode_each_seen<const N: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    one: impl Fn([u8; N]) -> f32,
+    then: impl Fn(f32, usize) -> f32,
+) -> u32 {
+    let (codes, rest) = bytes.as_chunks::<N>();
+    assert!(
+        rest.is_empty() && codes.len() == out.len(),
+        "decode: bytes and numbers differ in count"
+    );
+    let mut largest = 0;
+    for (i, (out, &code)) in out.iter_mut().zip(codes).enumerate() {
+        let x = one(code);
+        largest = largest.max(x.to_bits() & !SIGN);
+        *out = then(x, i);
+    }
+    largest
+}
+
+#[inline(always)]
+fn decode_seen(
+    kind: Float,
+    bytes: &[u8],
+    out: &mut [f32],
+    then: impl Fn(f32, usize) -> f32,
+) -> u32 {
+    match kind {
+        Float::F64 => decode_each_seen::<8>(bytes, out, |b| f64::from_le_bytes(b) as f32, then),
+        Float::F32 => decode_each_seen::<4>(bytes, out, f32::from_le_bytes, then),
+        Float::F16 => decode_each_seen::<2>(
+            bytes,
+            out,
+            |b| F16::decode(u32::from(u16::from_le_bytes(b))),
+            then,
+        ),
+        Float::BF16 => decode_each_seen::<2>(
+            bytes,
+            out,
+            |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
+            then,
+        ),
+        Float::F8E4M3 => {
+            decode_each_seen::<1>(bytes, out, |[b]| F8E4M3::decode(u32::from(b)), then)
+        }
+        Float::F8E5M2 => {
+            decode_each_seen::<1>(bytes, out, |[b]| F8E5M2::decode(u32::from(b)), then)
+        }
+    }
+}
+
+kernel! {
+    /// As [`decode`], and whether every number is finite.
+    ///
+    /// # Panics
+    /// If `bytes.len()` is not `out.len() * kind.size()`.
+    pub fn decode_finite(kind: Float, bytes: &[u8], out: &mut [f32]) -> bool {
+        decode_seen(kind, bytes, out, |x, _| x) < INFINITY
+    }
+}
+
+kernel! {
+    /// Decodes as [`decode`] does, subtracts `base`, and says whether every decoded number is finite.
+    ///
+    /// # Panics
+    /// If `bytes.len()` is not `out.len() * kind.size()`, or `base` has another length than `out`.
+    pub fn decode_delta(kind: Float, bytes: &[u8], base: &[f32], out: &mut [f32]) -> bool {
+        assert_eq!(base.len(), out.len(), "decode_delta: lengths differ");
+        let base = &base[..out.len()];
+        decode_seen(kind, bytes, out, |x, i| x - base[i]) < INFINITY
+    }
+}
+
 kernel! {
     /// Encodes `values` in format `kind`, rounding once (see the module's table for overflow and NaN).
     ///
@@ -301,6 +376,30 @@ kernel! {
     }
 }
 
+kernel! {
+    /// Whether no number of format `kind` among `bytes` is infinite or NaN.
+    ///
+    /// # Panics
+    /// If the bytes are no whole number of numbers.
+    pub fn encoded_finite(kind: Float, bytes: &[u8]) -> bool {
+        match kind {
+            Float::BF16 => {
+                let (codes, rest) = bytes.as_chunks::<2>();
+                assert!(rest.is_empty(), "encoded_finite: two bytes a number");
+                let largest = codes.iter().fold(0, |max: u16, &b| max.max(u16::from_le_bytes(b) & 0x7fff));
+                largest < 0x7f80
+            }
+            _ => {
+                let mut values = [0.0; 1024];
+                bytes.chunks(values.len() * kind.size()).all(|block| {
+                    let out = &mut values[..block.len() / kind.size()];
+                    decode_seen(kind, block, out, |x, _| x) < INFINITY
+                })
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -378,6 +477,34 @@ mod tests {
                         let place = code * kind.size()..(code + 1) * kind.size();
                         assert_eq!(again[place.clone()], bytes[place], "{kind:?} {code:#x}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn checks_and_differences_on_the_way_change_nothing() {
+        let mut random = Bits::new(31);
+        for kind in Float::ALL {
+            for len in LENGTHS {
+                for finite in [true, false] {
+                    let values = if finite {
+                        random.weights(len)
+                    } else {
+                        random.patterns(len)
+                    };
+                    let (bytes, base) = (encoded(kind, &values), random.weights(len));
+                    let plain = decoded(kind, &bytes);
+                    let is_finite = all_finite(&plain);
+                    let got = at_all_levels(|| {
+                        let (mut same, mut delta) = (vec![9.0; len], vec![9.0; len]);
+                        assert_eq!(decode_finite(kind, &bytes, &mut same), is_finite);
+                        assert_eq!(decode_delta(kind, &bytes, &base, &mut delta), is_finite);
+                        assert_eq!(encoded_finite(kind, &bytes), is_finite);
+                        (canonical(&same), canonical(&delta))
+                    });
+                    let delta: Vec<f32> = plain.iter().zip(&base).map(|(x, b)| x - b).collect();
+                    assert_eq!(got, (canonical(&plain), canonical(&delta)));
                 }
             }
         }

@@ -27,6 +27,7 @@ pub mod elementwise;
 pub mod keys;
 pub mod mask;
 pub mod order;
+pub mod planes;
 pub mod precision;
 pub mod ranked;
 pub mod reduce;

@@ -91,6 +91,93 @@ kernel! {
 }
 
 kernel! {
+    /// The products ⟨a, a⟩, ⟨a, b⟩ and ⟨b, b⟩ in one pass: the same numbers as three calls of [`dot`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn products(a: &[f32], b: &[f32]) -> [f64; 3] {
+        assert_eq!(a.len(), b.len(), "products: lengths differ");
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        let (mut aa, mut ab, mut bb) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        // Half of the lanes at a time: three sums of all of them need more registers than most machines have.
+        for half in [0, LANES / 2] {
+            let lanes = half..half + LANES / 2;
+            let mut sums = [[0.0; LANES / 2]; 3];
+            for (a, b) in a.iter().zip(b) {
+                for k in 0..LANES / 2 {
+                    let (x, y) = (f64::from(a[half + k]), f64::from(b[half + k]));
+                    sums[0][k] += x * x;
+                    sums[1][k] += x * y;
+                    sums[2][k] += y * y;
+                }
+            }
+            aa[lanes.clone()].copy_from_slice(&sums[0]);
+            ab[lanes.clone()].copy_from_slice(&sums[1]);
+            bb[lanes].copy_from_slice(&sums[2]);
+        }
+        for (k, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+            let (x, y) = (f64::from(a), f64::from(b));
+            aa[k] += x * x;
+            ab[k] += x * y;
+            bb[k] += y * y;
+        }
+        [fold(aa), fold(ab), fold(bb)]
+    }
+}
+
+kernel! {
+    /// Σ |x_i| over all elements, and Σ |x_i f_i| over those whose factor is not 0, in one pass.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn sum_abs_scaled(x: &[f32], factors: &[f32]) -> (f64, f64) {
+        assert_eq!(x.len(), factors.len(), "sum_abs_scaled: lengths differ");
+        let scaled = |x: f32, factor: f32| {
+            let product = (x * factor).abs();
+            f64::from(if factor == 0.0 { 0.0 } else { product })
+        };
+        let (mut all, mut kept) = ([0.0; LANES], [0.0; LANES]);
+        let ((x, x_rest), (f, f_rest)) = (x.as_chunks::<LANES>(), factors.as_chunks::<LANES>());
+        for (x, f) in x.iter().zip(f) {
+            for k in 0..LANES {
+                all[k] += f64::from(x[k].abs());
+                kept[k] += scaled(x[k], f[k]);
+            }
+        }
+        for (k, (&x, &f)) in x_rest.iter().zip(f_rest).enumerate() {
+            all[k] += f64::from(x.abs());
+            kept[k] += scaled(x, f);
+        }
+        (fold(all), fold(kept))
+    }
+}
+
+kernel! {
+    /// Σ x_i² over the elements where the [`magnitude_key`] of `by` is at least `low`; each square is exact.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn norm_sq_where(x: &[f32], by: &[f32], low: u32) -> f64 {
+        assert_eq!(x.len(), by.len(), "norm_sq_where: lengths differ");
+        let term = |x: f32, by: f32| {
+            let x = f64::from(if magnitude_key(by) >= low { x } else { 0.0 });
+            x * x
+        };
+        let mut lanes = [0.0; LANES];
+        let ((x, x_rest), (by, by_rest)) = (x.as_chunks::<LANES>(), by.as_chunks::<LANES>());
+        for (x, by) in x.iter().zip(by) {
+            for k in 0..LANES {
+                lanes[k] += term(x[k], by[k]);
+            }
+        }
+        for (lane, (&x, &by)) in lanes.iter_mut().zip(x_rest.iter().zip(by_rest)) {
+            *lane += term(x, by);
+        }
+        fold(lanes)
+    }
+}
+
+kernel! {
     /// max |x_i|: 0 of an empty slice, NaN if there is a NaN.
     pub fn max_abs(x: &[f32]) -> f32 {
         key_to_magnitude(x.iter().fold(0, |max, &x| max.max(magnitude_key(x))))
@@ -123,6 +210,35 @@ mod tests {
             f64::NAN.to_bits()
         } else {
             x.to_bits()
+        }
+    }
+
+    /// Fused reductions are those they are made of, bit by bit.
+    #[test]
+    fn fused_reductions_add_in_the_same_order() {
+        let mut random = Bits::new(6);
+        for len in LENGTHS {
+            let (a, b) = (random.weights(len), random.weights(len));
+            let got = at_all_levels(|| {
+                let (all, kept) = sum_abs_scaled(&a, &b);
+                let [aa, ab, bb] = products(&a, &b);
+                let above = norm_sq_where(&a, &b, magnitude_key(0.03));
+                [all, kept, aa, ab, bb, above].map(f64::to_bits)
+            });
+            let scaled: Vec<f32> = a.iter().zip(&b).map(|(x, f)| x * f).collect();
+            let pairs = a.iter().zip(&b);
+            let chosen: Vec<f32> = pairs
+                .map(|(x, by)| if by.abs() >= 0.03 { *x } else { 0.0 })
+                .collect();
+            let expected = [
+                sum_abs(&a),
+                sum_abs(&scaled),
+                dot(&a, &a),
+                dot(&a, &b),
+                dot(&b, &b),
+                norm_sq(&chosen),
+            ];
+            assert_eq!(got, expected.map(f64::to_bits), "{len}");
         }
     }
 

@@ -28,15 +28,6 @@ kernel! {
 }
 
 kernel! {
-    /// Replaces every value by 1 if its [`magnitude_key`] is at least `low`, else by 0.
-    pub fn mark(values: &mut [f32], low: u32) {
-        for x in values {
-            *x = if magnitude_key(*x) >= low { 1.0 } else { 0.0 };
-        }
-    }
-}
-
-kernel! {
     /// out = x · factor where the factor is not 0, else +0: factors of 1 keep, other ones rescale what they keep.
     ///
     /// # Panics
@@ -116,6 +107,83 @@ kernel! {
     }
 }
 
+/// [`majority_mean`] of `N` task vectors from element `at` on, in registers.
+#[inline(always)]
+fn majority_mean_of<const N: usize>(
+    out: &mut [f32],
+    base: &[f32],
+    deltas: &[&[f32]],
+    weights: &[f32],
+    floor: f32,
+) {
+    let deltas: [&[f32]; N] = from_fn(|i| &deltas[i][..out.len()]);
+    let weights: [f32; N] = from_fn(|i| weights[i]);
+    for (j, (out, &base)) in out.iter_mut().zip(base).enumerate() {
+        let mut vote = 0.0;
+        for delta in deltas {
+            vote += delta[j];
+        }
+        let vote = if vote < 0.0 { -1.0 } else { 1.0 };
+        let (mut mixed, mut divisor) = (0.0, 0.0);
+        for i in 0..N {
+            let d = deltas[i][j];
+            // Written so that a NaN takes part.
+            let part = if d * vote <= 0.0 { 0.0 } else { weights[i] };
+            let term = part * d;
+            mixed += if part == 0.0 { 0.0 } else { term };
+            divisor += part;
+        }
+        *out = base + mixed / if divisor > floor { divisor } else { floor };
+    }
+}
+
+/// As [`majority_mean_of`], for any number of task vectors.
+#[inline(always)]
+fn majority_mean_of_many(
+    out: &mut [f32],
+    base: &[f32],
+    deltas: &[&[f32]],
+    weights: &[f32],
+    floor: f32,
+) {
+    let (mut votes, mut mixed, mut divisor) = ([0.0f32; BLOCK], [0.0f32; BLOCK], [0.0f32; BLOCK]);
+    for (block, (out, base)) in out.chunks_mut(BLOCK).zip(base.chunks(BLOCK)).enumerate() {
+        let len = out.len();
+        let range = block * BLOCK..block * BLOCK + len;
+        let (votes, mixed, divisor) = (&mut votes[..len], &mut mixed[..len], &mut divisor[..len]);
+        votes.fill(0.0);
+        mixed.fill(0.0);
+        divisor.fill(0.0);
+        for delta in deltas {
+            for (vote, &d) in votes.iter_mut().zip(&delta[range.clone()]) {
+                *vote += d;
+            }
+        }
+        for vote in &mut *votes {
+            *vote = if *vote < 0.0 { -1.0 } else { 1.0 };
+        }
+        for (delta, &weight) in deltas.iter().zip(weights) {
+            let sums = mixed.iter_mut().zip(&mut *divisor);
+            for ((&d, &vote), (mixed, divisor)) in
+                delta[range.clone()].iter().zip(&*votes).zip(sums)
+            {
+                let part = if d * vote <= 0.0 { 0.0 } else { weight };
+                *mixed += if part == 0.0 { 0.0 } else { part * d };
+                *divisor += part;
+            }
+        }
+        for (j, (out, &base)) in out.iter_mut().zip(base).enumerate() {
+            *out = base
+                + mixed[j]
+                    / if divisor[j] > floor {
+                        divisor[j]
+                    } else {
+                        floor
+                    };
+        }
+    }
+}
+
 kernel! {
     /// out = base + Σ e_i d_i / max(Σ e_i, `floor`), both sums over the i whose d_i has the sign of Σ d_i (plus if that is
     /// 0) and is not 0.
@@ -126,34 +194,25 @@ kernel! {
         assert_eq!(base.len(), out.len(), "majority_mean: lengths differ");
         assert_eq!(deltas.len(), weights.len(), "one weight a task vector");
         assert!(deltas.iter().all(|delta| delta.len() == out.len()), "majority_mean: lengths differ");
-        let (mut votes, mut mixed, mut divisor) = ([0.0f32; BLOCK], [0.0f32; BLOCK], [0.0f32; BLOCK]);
-        for (block, (out, base)) in out.chunks_mut(BLOCK).zip(base.chunks(BLOCK)).enumerate() {
-            let len = out.len();
-            let range = block * BLOCK..block * BLOCK + len;
-            let (votes, mixed, divisor) = (&mut votes[..len], &mut mixed[..len], &mut divisor[..len]);
-            votes.fill(0.0);
-            mixed.fill(0.0);
-            divisor.fill(0.0);
-            for delta in deltas {
-                for (vote, &d) in votes.iter_mut().zip(&delta[range.clone()]) {
-                    *vote += d;
-                }
-            }
-            for vote in &mut *votes {
-                *vote = if *vote < 0.0 { -1.0 } else { 1.0 };
-            }
-            for (delta, &weight) in deltas.iter().zip(weights) {
-                let sums = mixed.iter_mut().zip(&mut *divisor);
-                for ((&d, &vote), (mixed, divisor)) in delta[range.clone()].iter().zip(&*votes).zip(sums) {
-                    // Written so that a NaN takes part.
-                    let part = if d * vote <= 0.0 { 0.0 } else { weight };
-                    *mixed += if part == 0.0 { 0.0 } else { part * d };
-                    *divisor += part;
-                }
-            }
-            for (j, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-                *out = base + mixed[j] / if divisor[j] > floor { divisor[j] } else { floor };
-            }
+        match deltas.len() {
+            2 => majority_mean_of::<2>(out, base, deltas, weights, floor),
+            3 => majority_mean_of::<3>(out, base, deltas, weights, floor),
+            4 => majority_mean_of::<4>(out, base, deltas, weights, floor),
+            _ => majority_mean_of_many(out, base, deltas, weights, floor),
+        }
+    }
+}
+
+kernel! {
+    /// Puts `base` (plus 0) back wherever an element is not selected.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn keep_base(out: &mut [f32], base: &[f32], by: &[f32], low: u32) {
+        assert!(base.len() == out.len() && by.len() == out.len(), "keep_base: lengths differ");
+        for ((out, &base), &by) in out.iter_mut().zip(base).zip(by) {
+            let base = base + 0.0;
+            *out = if magnitude_key(by) >= low { *out } else { base };
         }
     }
 }
@@ -184,14 +243,15 @@ mod tests {
                 retain_scaled(&mut out, &x, &factors);
                 canonical(&out)
             });
-            let marks = at_all_levels(|| {
-                let mut out = x.clone();
-                mark(&mut out, low);
-                out
+            let kept = at_all_levels(|| {
+                let mut out = factors.clone();
+                keep_base(&mut out, &x, &x, low);
+                canonical(&out)
             });
             for i in 0..len {
                 let key = magnitude_key(x[i]);
-                assert_eq!(marks[i], f32::from(u8::from(key >= low)));
+                let or_base = if key >= low { factors[i] } else { x[i] + 0.0 };
+                assert_eq!(kept[i], canonical(&[or_base])[0]);
                 let kept = if low <= key && key < high { x[i] } else { 0.0 };
                 assert_eq!(band[i], canonical(&[kept])[0]);
                 let kept = if factors[i] == 0.0 {

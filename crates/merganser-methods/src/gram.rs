@@ -99,6 +99,12 @@ impl Gram {
 }
 
 fn add_products(products: &mut [f64], vectors: &[&[f32]]) {
+    if let [a, b] = vectors {
+        for (sum, product) in products.iter_mut().zip(reduce::products(a, b)) {
+            *sum += product;
+        }
+        return;
+    }
     let mut at = 0;
     for (i, a) in vectors.iter().enumerate() {
         for b in &vectors[i..] {

@@ -36,6 +36,19 @@ pub trait Source: Send + Sync {
     /// Converts part of a fetched range to f32: `out` receives the elements `first + skip ..`, where `first` is the
     /// start of the range that `raw` was fetched for.
     fn decode(&self, raw: &[u8], first: usize, skip: usize, out: &mut [f32]);
+
+    /// The bytes that [`Source::decode`] would convert to `len` numbers, and their type, if conversion is all it does:
+    /// the loop that converts can then check and subtract on the way.
+    fn stored<'r>(
+        &'r self,
+        raw: &'r [u8],
+        first: usize,
+        skip: usize,
+        len: usize,
+    ) -> Option<(Float, &'r [u8])> {
+        let _ = (raw, first, skip, len);
+        None
+    }
 }
 
 /// How a tensor may be cut.
@@ -195,6 +208,14 @@ fn with_worker<R>(f: impl FnOnce(&mut Worker) -> R) -> R {
     result
 }
 
+/// Where a block lies: elements `first + skip ..` of which there are `len`, in a chunk that starts at `first`.
+#[derive(Clone, Copy)]
+struct Place {
+    first: usize,
+    skip: usize,
+    len: usize,
+}
+
 /// The largest multiple of the grain's unit up to `wanted` elements, one unit at least.
 fn whole(grain: Grain, shape: &[usize], wanted: usize) -> usize {
     let unit = match grain {
@@ -205,6 +226,11 @@ fn whole(grain: Grain, shape: &[usize], wanted: usize) -> usize {
     }
     .max(1);
     (wanted / unit).max(1) * unit
+}
+
+/// Elements of every chunk but the last of a tensor of this shape.
+pub fn chunk_len(grain: Grain, shape: &[usize]) -> usize {
+    whole(grain, shape, CHUNK)
 }
 
 /// Bytes of working memory a thread needs to merge a tensor of this shape from `streams` input tensors.
@@ -319,7 +345,7 @@ impl TensorGroup<'_> {
 
     /// Elements of every chunk but the last.
     pub fn chunk_len(&self, grain: Grain) -> usize {
-        self.whole(grain, CHUNK)
+        chunk_len(grain, self.shape)
     }
 
     /// Elements of every block of a chunk but its last.
@@ -510,15 +536,25 @@ impl TensorGroup<'_> {
         while start < range.end {
             let len = step.min(range.end - start);
             let skip = start - range.start;
+            let place = Place {
+                first: range.start,
+                skip,
+                len,
+            };
+            let base = self.base.filter(|base| *base < count);
+            if let Some(base) = base {
+                self.decode(base, &worker.raw, place, None, &mut worker.values[base])?;
+            }
+            for i in (0..count).filter(|i| Some(*i) != base) {
+                let mut values = std::mem::take(&mut worker.values[i]);
+                let minus = base
+                    .filter(|_| view == View::Deltas)
+                    .map(|base| &worker.values[base][..len]);
+                let done = self.decode(i, &worker.raw, place, minus, &mut values);
+                worker.values[i] = values;
+                done?;
+            }
             for (i, input) in self.inputs.iter().enumerate() {
-                let values = &mut worker.values[i][..len];
-                input
-                    .source
-                    .decode(&worker.raw[i], range.start, skip, values);
-                self.check_input(input, start, values)?;
-                if let Some(kind) = input.round_to {
-                    convert::round_to(kind, values);
-                }
                 worker.companions[i].clear();
                 if let Some(companion) = input.companion {
                     worker.companions[i].resize(len, 0.0);
@@ -531,14 +567,6 @@ impl TensorGroup<'_> {
                     self.check_input(input, start, &worker.companions[i])?;
                 }
             }
-            if let (View::Deltas, Some(base)) = (view, self.base) {
-                let (before, rest) = worker.values[..count].split_at_mut(base);
-                if let Some((base, after)) = rest.split_first_mut() {
-                    for values in before.iter_mut().chain(after) {
-                        elementwise::sub_assign(&mut values[..len], &base[..len]);
-                    }
-                }
-            }
             let block = Block {
                 start,
                 chunk,
@@ -549,6 +577,39 @@ impl TensorGroup<'_> {
             };
             visit(&block, &mut worker.merged[..len], skip)?;
             start += len;
+        }
+        Ok(())
+    }
+
+    /// Decodes one block of input `i`, less `minus` if there is that.
+    fn decode(
+        &self,
+        i: usize,
+        raw: &[Vec<u8>],
+        Place { first, skip, len }: Place,
+        minus: Option<&[f32]>,
+        values: &mut [f32],
+    ) -> Result<(), MethodError> {
+        let (input, values) = (&self.inputs[i], &mut values[..len]);
+        let (source, raw) = (input.source, raw[i].as_slice());
+        if input.round_to.is_none()
+            && let Some((kind, bytes)) = source.stored(raw, first, skip, len)
+        {
+            let finite = match minus {
+                Some(base) => convert::decode_delta(kind, bytes, base, values),
+                None => convert::decode_finite(kind, bytes, values),
+            };
+            if finite || self.allow_nonfinite {
+                return Ok(());
+            }
+        }
+        source.decode(raw, first, skip, values);
+        self.check_input(input, first + skip, values)?;
+        if let Some(kind) = input.round_to {
+            convert::round_to(kind, values);
+        }
+        if let Some(base) = minus {
+            elementwise::sub_assign(values, base);
         }
         Ok(())
     }

@@ -52,7 +52,8 @@ mod ties;
 pub use calibrated::{calibrated, descriptions, is_matrix_method};
 pub use error::MethodError;
 pub use group::{
-    BLOCK, Block, CHUNK, Encoding, Grain, Input, Source, TensorGroup, View, scratch_bytes,
+    BLOCK, Block, CHUNK, Encoding, Grain, Input, Source, TensorGroup, View, chunk_len,
+    scratch_bytes,
 };
 pub use masks::drop_and_rescale;
 pub use memory::Memory;

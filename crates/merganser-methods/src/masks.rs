@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use merganser_kernels::ranked::Rising;
-use merganser_kernels::{convert, elementwise, mask, sparse};
+use merganser_kernels::{elementwise, mask, planes, sparse};
 
 use crate::ranks::{RankMask, rising};
 use crate::{Block, Grain, TensorGroup};
@@ -100,7 +100,7 @@ impl Masks {
     pub(crate) fn record(mask: &[f32], recorded: &mut Vec<u8>) {
         let at = recorded.len();
         recorded.resize(at + mask.len().div_ceil(8), 0);
-        convert::pack_bits(mask, &mut recorded[at..]);
+        planes::pack(mask, &mut recorded[at..]);
     }
 
     /// Takes the masks recorded by a pass over the tensor: those of all blocks of a chunk, block by block and task by
@@ -174,18 +174,17 @@ impl Masks {
             .recorded
             .get(block.chunk)
             .filter(|bits| !bits.is_empty());
+        if let Some(bits) = recorded {
+            let within = block.start - block.chunk * group.chunk_len(self.grain);
+            let full = group.block_len(self.grain);
+            let skipped = within / full * full.div_ceil(8) * self.streams.len();
+            let size = block.len().div_ceil(8);
+            let at = skipped + task * size;
+            planes::retain(out, delta, &bits[at..at + size]);
+            return;
+        }
         with_mask(block.len(), |mask| {
-            match recorded {
-                Some(bits) => {
-                    let within = block.start - block.chunk * group.chunk_len(self.grain);
-                    let full = group.block_len(self.grain);
-                    let skipped = within / full * full.div_ceil(8) * self.streams.len();
-                    let size = block.len().div_ceil(8);
-                    let at = skipped + task * size;
-                    convert::unpack_bits(&bits[at..at + size], mask);
-                }
-                None => self.draw(group, block, task, delta, mask),
-            }
+            self.draw(group, block, task, delta, mask);
             sparse::retain_scaled(out, delta, mask);
         });
     }

@@ -46,6 +46,17 @@ impl Source for Memory<'_> {
         let size = self.kind.size();
         convert::decode(self.kind, &raw[skip * size..(skip + out.len()) * size], out);
     }
+
+    fn stored<'r>(
+        &'r self,
+        raw: &'r [u8],
+        _first: usize,
+        skip: usize,
+        len: usize,
+    ) -> Option<(Float, &'r [u8])> {
+        let size = self.kind.size();
+        Some((self.kind, &raw[skip * size..(skip + len) * size]))
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@
 //! Variances are computed in f32 around a mean that is exact where all task vectors agree. Wan et al., "FuseChat:
 //! Knowledge Fusion of Chat Models" (2024), as in mergekit.
 
+use std::ops::Range;
+
 use merganser_kernels::keys::magnitude_keys;
 use merganser_kernels::{reduce, sparse};
 
@@ -70,8 +72,10 @@ impl Method for Sce {
         let cut = selected(group, group.settings.float("select_topk"))?;
         let weights = energies(group, cut)?;
         Ok(Program::deltas(move |block, out| {
-            with_selected(block, cut, |deltas| {
-                sparse::majority_mean(out, block.base(), deltas, &weights, LEAST_ENERGY as f32);
+            let (base, deltas) = (block.base(), block.others());
+            sparse::majority_mean(out, base, &deltas, &weights, LEAST_ENERGY as f32);
+            with_selection(block, cut, |part, variance, low| {
+                sparse::keep_base(&mut out[part.clone()], &base[part], variance, low);
             });
         }))
     }
@@ -119,9 +123,15 @@ fn energies(group: &TensorGroup<'_>, cut: Cut) -> Result<Vec<f32>, MethodError> 
         View::Deltas,
         |_| vec![0.0; tasks],
         |sums, block| {
-            with_selected(block, cut, |deltas| {
-                for (sum, delta) in sums.iter_mut().zip(deltas) {
+            let deltas = block.others();
+            if cut == Cut::ALL {
+                for (sum, delta) in sums.iter_mut().zip(&deltas) {
                     *sum += reduce::norm_sq(delta);
+                }
+            }
+            with_selection(block, cut, |part, variance, low| {
+                for (sum, delta) in sums.iter_mut().zip(&deltas) {
+                    *sum += reduce::norm_sq_where(&delta[part.clone()], variance, low);
                 }
             });
         },
@@ -146,26 +156,20 @@ fn energies(group: &TensorGroup<'_>, cut: Cut) -> Result<Vec<f32>, MethodError> 
         .collect())
 }
 
-/// Shows the selected elements of the task vectors, with +0 elsewhere.
-fn with_selected(block: &Block<'_>, cut: Cut, work: impl FnOnce(&[&[f32]])) {
-    let deltas = block.others();
+/// Shows the variances and the least key that is selected: of the whole block, or of its two parts if the cut changes
+/// within it. Nothing is shown where everything is selected.
+fn with_selection(block: &Block<'_>, cut: Cut, mut work: impl FnMut(Range<usize>, &[f32], u32)) {
     if cut == Cut::ALL {
-        return work(&deltas);
+        return;
     }
-    with_scratch(deltas.len() + 1, block.len(), |scratch| {
-        let Some((mask, kept)) = scratch.split_first_mut() else {
-            return;
-        };
-        sparse::variance(mask, &deltas);
-        let boundary = cut
-            .change_within(block.start, block.len())
-            .unwrap_or(block.len());
-        let (leading, trailing) = mask.split_at_mut(boundary);
-        sparse::mark(leading, cut.key_at(block.start));
-        sparse::mark(trailing, cut.after);
-        for (kept, delta) in kept.iter_mut().zip(&deltas) {
-            sparse::retain_scaled(kept, delta, mask);
+    with_scratch(1, block.len(), |scratch| {
+        let variance = &mut *scratch[0];
+        sparse::variance(variance, &block.others());
+        let len = block.len();
+        let boundary = cut.change_within(block.start, len).unwrap_or(len);
+        work(0..boundary, &variance[..boundary], cut.key_at(block.start));
+        if boundary < len {
+            work(boundary..len, &variance[boundary..], cut.after);
         }
-        work(&kept.iter().map(|kept| &**kept).collect::<Vec<_>>());
     });
 }

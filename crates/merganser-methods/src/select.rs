@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use merganser_kernels::order::{
     ChunkCount, ChunkTies, RadixUpper, Sampler, Statistic, TieCount, Windows,
 };
+use rayon::prelude::*;
 
 use crate::{Block, Grain, MethodError, TensorGroup, View};
 
@@ -38,6 +39,9 @@ pub(crate) struct Sample {
 pub(crate) struct Counted {
     streams: Vec<(Windows, Vec<ChunkCount>)>,
 }
+
+/// Runs of the sample that one thread reads at a time.
+const AT_ONCE: usize = 64;
 
 thread_local! {
     static BUFFERS: Cell<Vec<Vec<u32>>> = Cell::default();
@@ -73,19 +77,15 @@ impl<'s> Streams<'s> {
             .iter()
             .map(|group| group.elements() as u64)
             .sum();
-        let mut sample = vec![Vec::new(); self.lens.len()];
         let mut runs = Sampler::new(total).runs().peekable();
+        let mut places = Vec::new();
         let mut start = 0u64;
         for (g, group) in self.groups.iter().enumerate() {
             let end = start + group.elements() as u64;
             while let Some(run) = runs.peek().cloned().filter(|run| run.start < end) {
                 let range =
                     (run.start.max(start) - start) as usize..(run.end.min(end) - start) as usize;
-                self.read(g, range, |keys| {
-                    for (sample, keys) in sample.iter_mut().zip(keys) {
-                        sample.extend_from_slice(keys);
-                    }
-                })?;
+                places.push((g, range));
                 if run.end > end {
                     break;
                 }
@@ -93,7 +93,26 @@ impl<'s> Streams<'s> {
             }
             start = end;
         }
-        Ok(Sample { keys: sample })
+        let streams = self.lens.len();
+        let read = |places: &[(usize, Range<usize>)]| {
+            let mut sample = vec![Vec::new(); streams];
+            for (g, range) in places {
+                self.read(*g, range.clone(), |keys| {
+                    for (sample, keys) in sample.iter_mut().zip(keys) {
+                        sample.extend_from_slice(keys);
+                    }
+                })?;
+            }
+            Ok(sample)
+        };
+        let parts: Vec<Vec<Vec<u32>>> = places
+            .par_chunks(AT_ONCE)
+            .map(read)
+            .collect::<Result<_, MethodError>>()?;
+        let parts = transpose(parts, streams);
+        Ok(Sample {
+            keys: parts.into_iter().map(|parts| parts.concat()).collect(),
+        })
     }
 
     /// Counts all keys once, around the places where the sample predicts the ranks.

@@ -221,21 +221,21 @@ impl<'a> Thinned<'a> {
             View::Deltas,
             |_| (vec![(0.0, 0.0); tasks], Vec::new()),
             |(norms, recorded), block| {
-                with_scratch(2, block.len(), |scratch| {
-                    let [kept, mask] = scratch else { return };
+                with_scratch(1, block.len(), |scratch| {
+                    let scratch = &mut *scratch[0];
                     for (task, delta) in block.others().into_iter().enumerate() {
-                        match &self.kept {
-                            Kept::Masks(masks) => {
-                                masks.draw(self.group, block, task, delta, mask);
-                                if block.chunk < capacity {
-                                    Masks::record(mask, recorded);
-                                }
-                                sparse::retain_scaled(kept, delta, mask);
+                        let (whole, kept) = if let Kept::Masks(masks) = &self.kept {
+                            masks.draw(self.group, block, task, delta, scratch);
+                            if block.chunk < capacity {
+                                Masks::record(scratch, recorded);
                             }
-                            Kept::All | Kept::Bands(_) => self.apply(block, task, delta, kept),
-                        }
-                        norms[task].0 += reduce::sum_abs(delta);
-                        norms[task].1 += reduce::sum_abs(kept);
+                            reduce::sum_abs_scaled(delta, scratch)
+                        } else {
+                            self.apply(block, task, delta, scratch);
+                            (reduce::sum_abs(delta), reduce::sum_abs(scratch))
+                        };
+                        norms[task].0 += whole;
+                        norms[task].1 += kept;
                     }
                 });
             },

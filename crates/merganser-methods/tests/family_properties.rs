@@ -211,26 +211,42 @@ fn della_probabilities(shape: &[usize], delta: &[f64], density: f64, epsilon: f6
     probabilities
 }
 
+/// What DELLA keeps: an element whose random number lies between the two ends of the probability is compared with the
+/// other element of its row that the number points at.
+fn della_mask(shape: &[usize], delta: &[f64], density: f64, task: usize) -> Vec<bool> {
+    let (row, stride) = match shape {
+        [] => (1, 1),
+        [n] => (*n, 1),
+        [_, row, rest @ ..] => (*row, rest.iter().product::<usize>()),
+    };
+    let epsilon = if row == 1 { 0.0 } else { 0.15 };
+    let (low, high) = ((density - epsilon) as f32, (density + epsilon) as f32);
+    let numbers = numbers(task, delta.len());
+    let keeps = |at: usize| {
+        let u = numbers[at];
+        if row == 1 || u < low || u >= high {
+            return u < low;
+        }
+        let (i, first) = (at / stride % row, at - at / stride % row * stride);
+        let others: Vec<usize> = (0..row).filter(|j| *j != i).collect();
+        let place = (u - low) * ((row - 1) as f32 / (high - low));
+        let j = others[(place as usize).min(row - 2)];
+        (delta[first + j * stride].abs(), j) < (delta[at].abs(), i)
+    };
+    (0..delta.len()).map(keeps).collect()
+}
+
 #[test]
 fn della() {
     for_each_shape(|shape, models, _| {
         for density in [0.3, 0.7, 1.0] {
             let masks = |deltas: &[Vector]| {
                 let mask = |(task, d): (usize, &Vector)| -> Vec<bool> {
-                    let p = della_probabilities(shape, d, density, 0.15);
-                    let p = if density < 1.0 { p } else { vec![1.0; d.len()] };
-                    let close = |p: f64, u: f32| (f64::from(u) - p).abs() < 1.5e-7;
-                    let numbers = numbers(task, d.len());
-                    assert!(
-                        !p.iter()
-                            .zip(&numbers)
-                            .any(|(p, u)| density < 1.0 && close(*p, *u)),
-                        "choose another seed"
-                    );
-                    p.iter()
-                        .zip(numbers)
-                        .map(|(p, u)| f64::from(u) < *p)
-                        .collect()
+                    if density < 1.0 {
+                        della_mask(shape, d, density, task)
+                    } else {
+                        vec![true; d.len()]
+                    }
                 };
                 deltas.iter().enumerate().map(mask).collect()
             };
@@ -245,17 +261,12 @@ fn della() {
 fn rescaling_by_density() {
     for_each_shape(|shape, models, what| {
         let (base, deltas) = exact(models);
-        let thinned = |probabilities: &dyn Fn(&Vector) -> Vector| -> Vec<Vector> {
+        type Masks<'a> = &'a dyn Fn(&Vector, usize) -> (Vector, Vec<bool>);
+        let thinned = |masks: Masks<'_>| -> Vec<Vector> {
             let thin = |(task, d): (usize, &Vector)| {
-                let (p, u) = (probabilities(d), numbers(task, d.len()));
+                let (p, kept) = masks(d, task);
                 (0..d.len())
-                    .map(|j| {
-                        if f64::from(u[j]) < p[j] {
-                            d[j] / p[j]
-                        } else {
-                            0.0
-                        }
-                    })
+                    .map(|j| if kept[j] { d[j] / p[j] } else { 0.0 })
                     .collect()
             };
             deltas.iter().enumerate().map(thin).collect()
@@ -278,11 +289,16 @@ fn rescaling_by_density() {
                 &format!("{method} of {what}"),
             );
         };
-        run("dare_linear", &thinned(&|d| vec![0.5; d.len()]));
-        run(
-            "della_linear",
-            &thinned(&|d| della_probabilities(shape, d, 0.5, 0.15)),
-        );
+        let dare = |d: &Vector, task: usize| {
+            let kept = numbers(task, d.len()).iter().map(|u| *u < 0.5).collect();
+            (vec![0.5; d.len()], kept)
+        };
+        let della = |d: &Vector, task: usize| {
+            let p = della_probabilities(shape, d, 0.5, 0.15);
+            (p, della_mask(shape, d, 0.5, task))
+        };
+        run("dare_linear", &thinned(&dare));
+        run("della_linear", &thinned(&della));
     });
 }
 

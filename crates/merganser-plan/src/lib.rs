@@ -6,6 +6,7 @@
 //! with a recipe is found here, before anything is written.
 
 mod calibrated;
+mod checks;
 mod combine;
 mod config;
 mod digest;
@@ -14,6 +15,7 @@ mod extras;
 mod layout;
 mod model;
 mod output_config;
+mod outputs;
 mod parts;
 mod rebuild;
 mod resolve;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use merganser_kernels::convert::{self, Float};
 use merganser_methods::{
-    CHUNK, Encoding, Input, MethodError, Program, Source, Survey, TensorGroup,
+    CHUNK, Encoding, Input, MethodError, Program, Settings, Source, Survey, TensorGroup, chunk_len,
 };
 use merganser_plan::{Action, InputRef, Output, Plan, kernel_float};
 use merganser_report::Report;
@@ -20,11 +20,11 @@ use rayon::prelude::*;
 use twox_hash::XxHash3_128;
 
 use crate::project::Projection;
-use crate::sources::Pool;
+use crate::sources::{Hold, Pool};
 use crate::{Event, Observer, Provenance, RunError, seal, sources, survey};
 
-/// Bytes of a piece of a tensor that is copied as it is.
-const PIECE: usize = 1 << 20;
+/// Bytes of a piece of a tensor that is copied as it is: it is read, checked, hashed and written while it is in L2.
+const PIECE: usize = 1 << 18;
 
 /// A merge about to run.
 pub struct Merge<'a> {
@@ -179,13 +179,16 @@ pub(crate) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Buffers for the inputs of a tensor that is read several times, if they fit a quarter of the budget; larger ones
-    /// are read from the file every time.
-    fn pool_for(&self, output: &Output) -> Option<&Pool> {
+    /// Memory for the inputs of a tensor that is read several times, if they fit a quarter of the budget. Larger ones are
+    /// read from the file every time: to hold a part of them was measured to cost more in fresh pages than it saves.
+    fn hold_for(&self, output: &Output, settings: &Settings) -> Option<Hold<'_>> {
         let plan = self.job.plan;
         let fits = plan.input_bytes_of(output) <= self.job.memory / 4;
         let large = output.elements() > CHUNK;
-        (fits && large && plan.passes(output) > 1).then_some(&self.pool)
+        (fits && large && plan.passes(output) > 1).then(|| Hold {
+            pool: &self.pool,
+            len: chunk_len(plan.method.grain(settings), &output.shape),
+        })
     }
 
     /// Opens the files of the given shards and says which of their tensors are still to be written.
@@ -271,7 +274,7 @@ impl Work<'_> {
             Action::Copy(input) => self.copy(output, std::slice::from_ref(input))?,
             Action::Identical(inputs) => self.copy(output, inputs)?,
             Action::Cast { input, encoding } => {
-                let settings = merganser_methods::Settings::default();
+                let settings = Settings::default();
                 let opened = Opened::new(self.job.plan, std::slice::from_ref(input), None)?;
                 let group = opened.group(output, None, &settings, self.job.allow_nonfinite);
                 let copy = Program::values(|block, out| out.copy_from_slice(block.input(0)));
@@ -283,7 +286,7 @@ impl Work<'_> {
                 settings,
                 encoding,
             } => {
-                let opened = Opened::new(self.job.plan, inputs, self.pool_for(output))?;
+                let opened = Opened::new(self.job.plan, inputs, self.hold_for(output, settings))?;
                 let group = opened.group(output, *base, settings, self.job.allow_nonfinite);
                 let method = self.job.plan.method;
                 let program = match output.extra {
@@ -437,11 +440,11 @@ pub(crate) struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    /// Opens the inputs; with a pool, reads those that lie in a file as they are into memory at once.
+    /// Opens the inputs; those that lie in a file as they are keep chunks in memory if asked to.
     pub(crate) fn new(
         plan: &'a Plan,
         inputs: &'a [InputRef],
-        pool: Option<&'a Pool>,
+        hold: Option<Hold<'a>>,
     ) -> Result<Self, RunError> {
         let sources = inputs
             .iter()
@@ -450,8 +453,8 @@ impl<'a> Opened<'a> {
                 match &input.rows {
                     Some(map) => sources::open_reordered(plan, input, map),
                     None if input.packed => sources::open_packed(model, &input.tensor),
-                    None => match pool {
-                        Some(pool) => sources::open_held(model, &input.tensor, pool),
+                    None => match hold {
+                        Some(hold) => sources::open_held(model, &input.tensor, hold),
                         None => sources::open(model, &input.tensor),
                     },
                 }
@@ -478,7 +481,7 @@ impl<'a> Opened<'a> {
         &'b self,
         output: &'b Output,
         base: Option<usize>,
-        settings: &'b merganser_methods::Settings,
+        settings: &'b Settings,
         allow_nonfinite: bool,
     ) -> TensorGroup<'b> {
         let inputs = self
@@ -506,6 +509,9 @@ impl<'a> Opened<'a> {
 
 /// The first element that is not a finite number, and its value.
 fn first_nonfinite(kind: Float, bytes: &[u8]) -> Option<(usize, f32)> {
+    if convert::encoded_finite(kind, bytes) {
+        return None;
+    }
     let mut values = [0.0; 2048];
     for (i, block) in bytes.chunks(values.len() * kind.size()).enumerate() {
         let found = &mut values[..block.len() / kind.size()];

@@ -1,7 +1,7 @@
 //! Input tensors as streams of f32: straight from a file, or with a LoRA update added on the way.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use merganser_kernels::convert::{self, Float};
 use merganser_kernels::elementwise;
@@ -9,7 +9,6 @@ use merganser_methods::Source;
 use merganser_plan::{InputRef, Model, Plan, RowMap, kernel_float};
 use merganser_store::adapter::Delta;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
-use rayon::prelude::*;
 
 use crate::RunError;
 use crate::rows::Reordered;
@@ -21,16 +20,21 @@ struct Stored<'a> {
     checkpoint: &'a Checkpoint,
     info: &'a TensorInfo,
     kind: Float,
-    /// All its bytes, if they were read at once.
+    /// What is kept in memory of it.
     held: Option<Held<'a>>,
 }
 
 impl Source for Stored<'_> {
     fn fetch(&self, range: Range<usize>, raw: &mut Vec<u8>) -> Result<(), Failure> {
-        if self.held.is_some() {
-            return Ok(());
-        }
         let size = self.kind.size();
+        if let Some((held, chunk)) = self.held_chunk(&range) {
+            raw.clear();
+            return held.fill(chunk, |start, bytes| {
+                self.checkpoint
+                    .read(self.info, (start * size) as u64, bytes)
+                    .map_err(Failure::from)
+            });
+        }
         raw.resize(range.len() * size, 0);
         self.checkpoint
             .read(self.info, (range.start * size) as u64, raw)?;
@@ -38,52 +42,114 @@ impl Source for Stored<'_> {
     }
 
     fn decode(&self, raw: &[u8], first: usize, skip: usize, out: &mut [f32]) {
-        let (bytes, start) = match &self.held {
-            Some(held) => (held.bytes.as_slice(), first + skip),
-            None => (raw, skip),
-        };
-        let size = self.kind.size();
-        convert::decode(
-            self.kind,
-            &bytes[start * size..(start + out.len()) * size],
-            out,
-        );
+        convert::decode(self.kind, self.bytes(raw, first, skip, out.len()), out);
+    }
+
+    fn stored<'r>(
+        &'r self,
+        raw: &'r [u8],
+        first: usize,
+        skip: usize,
+        len: usize,
+    ) -> Option<(Float, &'r [u8])> {
+        Some((self.kind, self.bytes(raw, first, skip, len)))
     }
 }
 
-/// Buffers for whole tensors, used again and again: the first touch of a page costs several times the copy.
+impl Stored<'_> {
+    /// The chunk in memory that a range lies in, if it lies in one.
+    fn held_chunk(&self, range: &Range<usize>) -> Option<(&Held<'_>, usize)> {
+        let held = self.held.as_ref()?;
+        let chunk = range.start / held.len;
+        let within = !range.is_empty() && range.end <= (chunk + 1) * held.len;
+        (within && chunk < held.chunks.len()).then_some((held, chunk))
+    }
+
+    fn bytes<'r>(&'r self, raw: &'r [u8], first: usize, skip: usize, len: usize) -> &'r [u8] {
+        let (bytes, start) = match &self.held {
+            Some(held) if raw.is_empty() && len > 0 => {
+                (held.chunk(first / held.len), first % held.len + skip)
+            }
+            _ => (raw, skip),
+        };
+        let size = self.kind.size();
+        &bytes[start * size..(start + len) * size]
+    }
+}
+
+/// Buffers for the chunks of tensors, used again and again: the first touch of a page costs several times the copy.
 #[derive(Default)]
 pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
 
-/// A whole tensor in a buffer of a pool.
+impl Pool {
+    fn free(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a tensor stays in memory from the first pass over it to the last one.
+#[derive(Clone, Copy)]
+pub(crate) struct Hold<'a> {
+    pub(crate) pool: &'a Pool,
+    /// Elements of a chunk.
+    pub(crate) len: usize,
+}
+
+/// The chunks of a tensor, each read when it is first asked for: what has just been read is still in the cache when
+/// it is decoded.
 struct Held<'a> {
-    bytes: Vec<u8>,
+    chunks: Vec<OnceLock<Vec<u8>>>,
+    /// Elements of a chunk.
+    len: usize,
+    /// Bytes of a chunk, and of the whole tensor.
+    sizes: (usize, usize),
     pool: &'a Pool,
 }
 
 impl<'a> Held<'a> {
-    fn read(checkpoint: &Checkpoint, info: &TensorInfo, pool: &'a Pool) -> Result<Self, RunError> {
-        let free = || pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut bytes = free().unwrap_or_default();
-        let len = info.nbytes as usize;
-        bytes.resize(len.max(bytes.len()), 0);
-        bytes[..len]
-            .par_chunks_mut(PIECE)
-            .enumerate()
-            .try_for_each(|(i, piece)| checkpoint.read(info, (i * PIECE) as u64, piece))?;
-        Ok(Self { bytes, pool })
+    fn new(hold: Hold<'a>, size: usize, nbytes: usize) -> Self {
+        Self {
+            chunks: (0..nbytes.div_ceil(hold.len * size))
+                .map(|_| OnceLock::new())
+                .collect(),
+            len: hold.len,
+            sizes: (hold.len * size, nbytes),
+            pool: hold.pool,
+        }
+    }
+
+    /// Reads a chunk by `read`, which gets its first element, unless that was done before.
+    fn fill(
+        &self,
+        chunk: usize,
+        read: impl FnOnce(usize, &mut [u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if self.chunks[chunk].get().is_some() {
+            return Ok(());
+        }
+        let mut bytes = self.pool.free().pop().unwrap_or_default();
+        let (full, all) = self.sizes;
+        let size = full.min(all.saturating_sub(chunk * full));
+        bytes.resize(size.max(bytes.len()), 0);
+        read(chunk * self.len, &mut bytes[..size])?;
+        // Another thread may have been faster.
+        if let Err(spare) = self.chunks[chunk].set(bytes) {
+            self.pool.free().push(spare);
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, chunk: usize) -> &[u8] {
+        self.chunks[chunk].get().map_or(&[], Vec::as_slice)
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(std::mem::take(&mut self.bytes));
+        let mut free = self.pool.free();
+        free.extend(self.chunks.drain(..).filter_map(OnceLock::into_inner));
     }
 }
-
-/// Bytes read at once into a held tensor.
-const PIECE: usize = 1 << 20;
 
 /// A tensor of bits, eight to a byte, least significant first: 1 where a bit is set, 0 where it is not.
 struct Packed<'a> {
@@ -300,19 +366,20 @@ fn stored<'a>(checkpoint: &'a Checkpoint, info: &'a TensorInfo) -> Result<Stored
     })
 }
 
-/// Opens the stream of a tensor that is read several times, with all its bytes in memory.
+/// Opens the stream of a tensor that is read several times, and keeps what was read in memory.
 ///
 /// # Errors
 /// Those of [`open`].
 pub(crate) fn open_held<'a>(
     model: &'a Model,
     tensor: &str,
-    pool: &'a Pool,
+    hold: Hold<'a>,
 ) -> Result<Box<dyn Source + 'a>, RunError> {
     match model.info(tensor) {
         Some(info) if model.deltas(tensor).is_empty() => {
             let mut source = stored(&model.checkpoint, info)?;
-            source.held = Some(Held::read(&model.checkpoint, info, pool)?);
+            let size = source.kind.size();
+            source.held = Some(Held::new(hold, size, info.nbytes as usize));
             Ok(Box::new(source))
         }
         _ => open(model, tensor),

@@ -1,8 +1,8 @@
 //! An output file of known size, written at any offset by any thread.
 //!
 //! The space is reserved when the file is created, so that a full disk is noticed before the work
-//! begins and not after hours of it. File systems that cannot reserve (some network ones) get a
-//! sparse file instead.
+//! begins and not after hours of it. File systems that cannot reserve (some network ones), and those in
+//! memory, get a sparse file instead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -85,6 +85,13 @@ impl ShardFile {
                 free,
             });
         }
+        // To reserve memory is to clear it page by page, before any other thread may write.
+        if is_memory(&self.file) {
+            return self
+                .file
+                .set_len(self.size)
+                .map_err(|cause| self.failed("resize", self.size, cause));
+        }
         let reserved = loop {
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.size) {
                 Err(Errno::INTR) => {}
@@ -150,6 +157,18 @@ impl ShardFile {
     fn failed(&self, doing: &'static str, needed: u64, cause: io::Error) -> Error {
         write_error(doing, &self.path, needed, cause)
     }
+}
+
+/// Whether the file lies in a tmpfs.
+#[cfg(target_os = "linux")]
+fn is_memory(file: &File) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type as u64 == TMPFS_MAGIC)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_memory(_: &File) -> bool {
+    false
 }
 
 /// The error of a failed write of `needed` bytes: a full disk (or quota) gets its own words.
