@@ -382,21 +382,17 @@ kernel! {
     /// # Panics
     /// If the bytes are no whole number of numbers.
     pub fn encoded_finite(kind: Float, bytes: &[u8]) -> bool {
-        match kind {
-            Float::BF16 => {
-                let (codes, rest) = bytes.as_chunks::<2>();
-                assert!(rest.is_empty(), "encoded_finite: two bytes a number");
-                let largest = codes.iter().fold(0, |max: u16, &b| max.max(u16::from_le_bytes(b) & 0x7fff));
-                largest < 0x7f80
-            }
-            _ => {
-                let mut values = [0.0; 1024];
-                bytes.chunks(values.len() * kind.size()).all(|block| {
-                    let out = &mut values[..block.len() / kind.size()];
-                    decode_seen(kind, block, out, |x, _| x) < INFINITY
-                })
-            }
+        if kind == Float::BF16 {
+            let (codes, rest) = bytes.as_chunks::<2>();
+            assert!(rest.is_empty(), "encoded_finite: two bytes a number");
+            let largest = codes.iter().fold(0, |max: u16, &b| max.max(u16::from_le_bytes(b) & 0x7fff));
+            return largest < 0x7f80;
         }
+        let mut values = [0.0; 1024];
+        bytes.chunks(values.len() * kind.size()).all(|block| {
+            let out = &mut values[..block.len() / kind.size()];
+            decode_seen(kind, block, out, |x, _| x) < INFINITY
+        })
     }
 }
 

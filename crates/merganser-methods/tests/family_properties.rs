@@ -256,12 +256,14 @@ fn della() {
     });
 }
 
+/// Probabilities and mask of a task vector, given its number.
+type Masks<'a> = &'a dyn Fn(&Vector, usize) -> (Vector, Vec<bool>);
+
 /// The papers divide what is kept by its keep probability.
 #[test]
 fn rescaling_by_density() {
     for_each_shape(|shape, models, what| {
         let (base, deltas) = exact(models);
-        type Masks<'a> = &'a dyn Fn(&Vector, usize) -> (Vector, Vec<bool>);
         let thinned = |masks: Masks<'_>| -> Vec<Vector> {
             let thin = |(task, d): (usize, &Vector)| {
                 let (p, kept) = masks(d, task);

@@ -180,7 +180,7 @@ pub(crate) struct Work<'a> {
 
 impl Work<'_> {
     /// Memory for the inputs of a tensor that is read several times, if they fit a quarter of the budget. Larger ones are
-    /// read from the file every time: to hold a part of them was measured to cost more in fresh pages than it saves.
+    /// read from the file every time: to hold a part of them was measured to gain nothing, fresh pages cost as much.
     fn hold_for(&self, output: &Output, settings: &Settings) -> Option<Hold<'_>> {
         let plan = self.job.plan;
         let fits = plan.input_bytes_of(output) <= self.job.memory / 4;
