@@ -49,6 +49,7 @@
 //! ```
 
 mod error;
+mod groups;
 mod html;
 mod layer;
 mod names;

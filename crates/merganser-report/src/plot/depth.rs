@@ -1,7 +1,7 @@
 //! Captured energy over depth: one line per method, named at its end.
 
 use super::{Positions, Series, Towards, WIDE, almost_least, marker, overflow, spread};
-use crate::summary::Group;
+use crate::groups::Group;
 use crate::svg::{Path, Scale, Svg, nice, value_axis};
 use crate::text::{percent, shorten, whole_percent};
 
@@ -118,7 +118,7 @@ pub(crate) fn depth(positions: &Positions, series: &[Series]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::summary::blocks;
+    use crate::groups::blocks;
     use crate::{Layer, Method, MethodKind, Report};
 
     fn plot(values: &[Option<f64>]) -> String {

@@ -15,7 +15,8 @@ pub(crate) use heat::{Cell, Colours, Heat};
 pub(crate) use scatter::{Point, scatter};
 pub(crate) use shares::shares;
 
-use crate::summary::{FULL, Group};
+use crate::groups::Group;
+use crate::summary::FULL;
 use crate::svg::{Categories, Path, Svg, text_width};
 use crate::text::columns;
 use crate::{MethodKind, Report};

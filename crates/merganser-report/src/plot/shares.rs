@@ -2,7 +2,7 @@
 //! bottom what the chosen merge captures, what a better basis would add, and what no merge can.
 
 use super::{Positions, WIDE};
-use crate::summary::Group;
+use crate::groups::Group;
 use crate::svg::{Scale, Svg, nice, value_axis};
 use crate::text::percent;
 
