@@ -135,6 +135,14 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// Whether the user's samples or models are at fault rather than the machine.
+    pub fn is_bad_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Samples(_) | Self::Moments(_) | Self::Network { .. } | Self::Calibration(_)
+        )
+    }
+
     /// Says what was tried with which file.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

@@ -66,6 +66,12 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>,
 
 fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>, RunError> {
     let plan = job.plan;
+    // Bad samples are found before there is a folder.
+    let projection = Projection::of(plan)?;
+    if let Some(projection) = &projection {
+        observer.event(Event::Samples);
+        projection.load()?;
+    }
     let mut staging = match job.part {
         None => Staging::begin(job.out, job.overwrite)?,
         Some(_) => Staging::begin_shared(job.out, job.overwrite)?,
@@ -105,7 +111,6 @@ fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>,
     work.survey = survey::take(job, &staging, observer)?;
     // The largest first would balance better, but order of writing is order on disk.
     pending.sort_unstable();
-    let projection = Projection::of(plan)?;
     let (claimed, by_method): (Vec<usize>, Vec<usize>) = pending.into_iter().partition(|i| {
         projection
             .as_ref()

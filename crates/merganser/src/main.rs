@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             output.failure(&failure);
             ExitCode::from(match failure {
+                Failure::Run(error) if error.is_bad_input() => 2,
                 Failure::Run(_) => 1,
                 Failure::Recipe(_) | Failure::Usage(_) => 2,
             })

@@ -7,11 +7,26 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of the workspace each crate may use.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("merganser-store", &[]),
     ("merganser-kernels", &[]),
+    ("merganser-linalg", &[]),
     ("merganser-recipe", &[]),
+    ("merganser-report", &[]),
     ("merganser-methods", &["merganser-kernels"]),
+    ("merganser-model", &["merganser-kernels", "merganser-store"]),
+    (
+        "merganser-data",
+        &["merganser-kernels", "merganser-model", "merganser-store"],
+    ),
+    (
+        "merganser-eval",
+        &["merganser-data", "merganser-model", "merganser-store"],
+    ),
+    (
+        "merganser-projection",
+        &["merganser-linalg", "merganser-model", "merganser-store"],
+    ),
     (
         "merganser-plan",
         &["merganser-methods", "merganser-recipe", "merganser-store"],
@@ -19,20 +34,28 @@ const ARROWS: [(&str, &[&str]); 8] = [
     (
         "merganser-run",
         &[
+            "merganser-data",
             "merganser-kernels",
+            "merganser-linalg",
             "merganser-methods",
+            "merganser-model",
             "merganser-plan",
+            "merganser-projection",
             "merganser-recipe",
+            "merganser-report",
             "merganser-store",
         ],
     ),
     (
         "merganser",
         &[
+            "merganser-data",
+            "merganser-eval",
             "merganser-kernels",
             "merganser-methods",
             "merganser-plan",
             "merganser-recipe",
+            "merganser-report",
             "merganser-run",
             "merganser-store",
         ],
@@ -41,12 +64,17 @@ const ARROWS: [(&str, &[&str]); 8] = [
 ];
 
 /// Crates that only their own room may name: swapping one must touch one crate.
-const KEPT_INSIDE: [(&str, &str); 5] = [
+const KEPT_INSIDE: [(&str, &str); 10] = [
     ("granit-parser", "merganser-recipe"),
     ("annotate-snippets", "merganser-recipe"),
     ("hf-hub", "merganser-store"),
     ("rustix", "merganser-store"),
     ("clap", "merganser"),
+    ("faer", "merganser-linalg"),
+    ("clarabel", "merganser-linalg"),
+    ("tokenizers", "merganser-data"),
+    ("image", "merganser-data"),
+    ("minijinja", "merganser-report"),
 ];
 
 /// Every package of the workspace and its dependencies, as (name, is a dev-dependency).

@@ -22,6 +22,12 @@ pub(crate) fn report(
 ) -> Report {
     let plan = projection.plan;
     let method = projection.calibrated.info.name;
+    // Bases and other methods are measured on matrices alone: a comparison over the network is one over these.
+    let compared = found.iter().any(|layer| !layer.measured.is_empty());
+    let found: Vec<network::Layer> = found
+        .into_iter()
+        .filter(|layer| !compared || layer.kind == LayerKind::Linear)
+        .collect();
     let names = short(data.iter().map(|task| task.name.as_str()));
     let tasks = data
         .iter()

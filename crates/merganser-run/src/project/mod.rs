@@ -16,7 +16,7 @@ mod samples;
 mod tensors;
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use merganser_methods::{Survey, is_matrix_method};
 use merganser_model::{ModelError, Network};
@@ -30,6 +30,7 @@ use crate::{Event, Observer, RunError};
 pub use calibrate::{Calibrated as CalibrationSummary, calibrate};
 pub use findings::OWN;
 use host::Host;
+use samples::TaskData;
 use tensors::Tensors;
 
 /// What the recipe's calibrated method does, and the network it does it to.
@@ -41,6 +42,8 @@ pub(crate) struct Projection<'a> {
     /// Moments of every task, if the recipe gives those instead of samples.
     moments: Option<Vec<MomentsFile>>,
     claimed: BTreeSet<String>,
+    /// The samples, once they are loaded.
+    data: OnceLock<Vec<TaskData>>,
 }
 
 impl<'a> Projection<'a> {
@@ -70,6 +73,7 @@ impl<'a> Projection<'a> {
             network,
             moments: None,
             claimed: BTreeSet::new(),
+            data: OnceLock::new(),
         };
         projection.moments = from_moments::open(&projection)?;
         projection.claimed = match (&projection.moments, &projection.network) {
@@ -86,6 +90,22 @@ impl<'a> Projection<'a> {
             method: self.calibrated.info.name,
             problem: problem.to_string(),
         }
+    }
+
+    /// Loads the samples of all tasks, if they are needed and not there yet.
+    ///
+    /// # Errors
+    /// Samples that cannot be used.
+    pub(crate) fn load(&self) -> Result<&[TaskData], RunError> {
+        if let Some(data) = self.data.get() {
+            return Ok(data);
+        }
+        let data = match &self.moments {
+            _ if is_matrix_method(self.calibrated.info.name) => Vec::new(),
+            Some(moments) => samples::described(self.plan, self.calibrated, moments),
+            None => samples::load(self.plan, self.calibrated)?,
+        };
+        Ok(self.data.get_or_init(|| data))
     }
 
     /// Whether a tensor is made here rather than by the executor.
@@ -152,13 +172,13 @@ impl<'a> Projection<'a> {
             measured,
         };
         if let Some(moments) = &self.moments {
-            let data = samples::described(self.plan, self.calibrated, moments);
+            let data = self.load()?;
             let weights: Vec<f64> = data.iter().map(|task| task.weight).collect();
             let layers = from_moments::merge(self, tensors, host, moments, &settings, &weights)?;
-            return Ok(findings::report(self, &data, layers, words));
+            return Ok(findings::report(self, data, layers, words));
         }
         host.observer.event(Event::Samples);
-        let data = samples::load(self.plan, self.calibrated)?;
+        let data = self.load()?;
         let weights: Vec<_> = self
             .calibrated
             .tasks
@@ -183,7 +203,7 @@ impl<'a> Projection<'a> {
             .map_err(|problem| self.unknown(problem))?;
         let layers = network::merge(network, &base, &teachers, host, &settings)
             .map_err(RunError::Projection)?;
-        let mut report = findings::report(self, &data, layers, words);
+        let mut report = findings::report(self, data, layers, words);
         if let Some(drafts) = &host.drafts {
             let merged = drafts
                 .lock()
@@ -191,7 +211,7 @@ impl<'a> Projection<'a> {
                 .clone();
             let teachers: Vec<Teacher<'_>> = teachers
                 .into_iter()
-                .zip(&data)
+                .zip(data)
                 .map(|(teacher, data)| Teacher {
                     batches: data.small.clone(),
                     ..teacher

@@ -8,4 +8,5 @@ mod golden;
 mod messages;
 mod models;
 mod program;
+mod project;
 mod startup;
