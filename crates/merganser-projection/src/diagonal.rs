@@ -34,7 +34,7 @@ impl<T: Real> Problem<'_, T> {
         ridge: Ridge,
     ) -> Result<Solution<T>> {
         let full = self.full(ridge)?;
-        let q = &self.energy_basis(&full)?.vectors;
+        let q = self.energy_basis(&full)?;
         let rotated: Vec<Matrix<T>> = self
             .tasks
             .iter()
@@ -88,6 +88,7 @@ impl<T: Real> Problem<'_, T> {
         let cross = gemm::mul(q, &quadratic.cross);
         let prior = self.prior.as_ref().map(|prior| gemm::mul(q, prior));
         let mut table = RowTable::with_cross(rotated, quadratic, &cross, prior.as_ref());
+        table.silence_rounding();
         if q.rows() < self.shape().0 {
             let computed;
             let whole = if let Some(whole) = whole {

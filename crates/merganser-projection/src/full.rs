@@ -32,16 +32,9 @@ pub(crate) struct FullSolution<T: Real> {
     pub(crate) update: Matrix<T>,
     pub(crate) ridge: f64,
     pub(crate) notes: Vec<Note>,
-    energy_basis: OnceLock<EnergyBasis<T>>,
-}
-
-/// Eigenvectors of the residual energy matrix K = X (G + ρI) Xᵀ of X = Δ* − prior.
-#[derive(Debug)]
-pub(crate) struct EnergyBasis<T: Real> {
-    /// Orthonormal rows q_i; all m of them, or only those with energy where there are many more outputs than inputs.
-    pub(crate) vectors: Matrix<T>,
-    /// How many of them have energy.
-    pub(crate) rank: usize,
+    /// Orthonormal rows: the eigenvectors of the residual energy matrix K = X (G + ρI) Xᵀ of X = Δ* − prior. All m of
+    /// them, or only those with energy where there are many more outputs than inputs.
+    energy_basis: OnceLock<Matrix<T>>,
 }
 
 /// A solution of a quadratic: the update, λ and what there is to say.
@@ -89,7 +82,7 @@ impl<T: Real> Problem<'_, T> {
         let full = self.full(ridge)?;
         let basis = self.energy_basis(&full)?;
         let mut notes = full.notes.clone();
-        let taken = rank.min(basis.vectors.rows());
+        let taken = rank.min(basis.rows());
         let most = self.shape().0.min(self.shape().1);
         if rank > most {
             notes.push(Note::RankReduced {
@@ -97,7 +90,7 @@ impl<T: Real> Problem<'_, T> {
                 to: most,
             });
         }
-        let q = basis.vectors.rows_range(0, taken);
+        let q = basis.rows_range(0, taken);
         let a = gemm::mul(&q, &self.beside_prior(&full.update));
         let mut update = gemm::mul_tn(&q, &a);
         if let Some(prior) = &self.prior {
@@ -125,7 +118,7 @@ impl<T: Real> Problem<'_, T> {
         rest
     }
 
-    pub(crate) fn energy_basis<'s>(&self, full: &'s FullSolution<T>) -> Result<&'s EnergyBasis<T>> {
+    pub(crate) fn energy_basis<'s>(&self, full: &'s FullSolution<T>) -> Result<&'s Matrix<T>> {
         if let Some(basis) = full.energy_basis.get() {
             return Ok(basis);
         }
@@ -135,11 +128,7 @@ impl<T: Real> Problem<'_, T> {
         let basis = if m <= 2 * d {
             let mut product = gemm::mul(&x, &self.all.gram);
             product.add_scaled(rho, &x);
-            let eigen = Eigen::of(&symmetrised(&gemm::mul_nt(&product, &x)))?;
-            EnergyBasis {
-                rank: eigen.rank(eigen.noise(0.0)),
-                vectors: eigen.vectors,
-            }
+            Eigen::of(&symmetrised(&gemm::mul_nt(&product, &x)))?.vectors
         } else {
             // K = U (Σ V (G + ρI) Vᵀ Σ) Uᵀ for X = Uᵀ Σ V, with a matrix in the middle that is d×d and not m×m.
             let svd = Svd::of(&x)?;
@@ -149,10 +138,7 @@ impl<T: Real> Problem<'_, T> {
             let mut product = gemm::mul(&scaled, &self.all.gram);
             product.add_scaled(rho, &scaled);
             let eigen = Eigen::of(&symmetrised(&gemm::mul_nt(&product, &scaled)))?;
-            EnergyBasis {
-                rank: eigen.rank(eigen.noise(0.0)),
-                vectors: gemm::mul(&eigen.vectors, &svd.left),
-            }
+            gemm::mul(&eigen.vectors, &svd.left)
         };
         Ok(full.energy_basis.get_or_init(|| basis))
     }
@@ -231,11 +217,24 @@ fn solve_with<T: Real>(
         };
         return Ok((refined(&factor, right, notes), 0.0));
     }
-    let floor = quadratic.epsilon * unit;
-    let (factor, escalation) =
-        Spd::factor_escalating(quadratic.gram.clone(), lambda * unit, floor)?;
+    // Beyond the limit a singular matrix gets the least ridge that lifts it out of rounding.
+    let floor = 4.0 * (d as f64).sqrt() * quadratic.epsilon;
+    let start = if lambda == 0.0 && quadratic.samples < d as u64 {
+        floor
+    } else {
+        lambda
+    };
+    let attempt =
+        |lambda: f64| Spd::factor_escalating(quadratic.gram.clone(), lambda * unit, floor * unit);
+    let (factor, escalation) = match attempt(start)? {
+        (factor, _) if factor.ridge() == 0.0 && factor.is_singular(quadratic.epsilon) => {
+            drop(factor); // two at a time would be too much memory
+            attempt(floor)?
+        }
+        solvable => solvable,
+    };
     let used = escalation.ridge / unit;
-    if escalation.raises > 0 {
+    if escalation.ridge > lambda * unit {
         notes.push(Note::RidgeRaised {
             from: lambda,
             to: used,

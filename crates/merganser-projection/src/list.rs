@@ -120,6 +120,19 @@ impl RowTable {
         }
     }
 
+    /// Empties the programmes whose H is nothing but rounding of the others: a rotation leaves some of every row in all.
+    pub(crate) fn silence_rounding(&mut self) {
+        let trace = |small: &Small| (0..small.b.len()).map(|i| small.h.get(i, i)).sum::<f64>();
+        let largest = self.programmes.iter().map(trace).fold(0.0, f64::max);
+        let rounding = (16.0 * self.epsilon).powi(2) * largest;
+        for small in &mut self.programmes {
+            if trace(small) <= rounding {
+                small.h.scale(0.0);
+                small.b.fill(0.0);
+            }
+        }
+    }
+
     /// One programme instead of many: the same coefficients in every row.
     pub(crate) fn summed(&self) -> Self {
         let unknowns = self.programmes.first().map_or(0, |small| small.b.len());

@@ -79,7 +79,9 @@ impl<T: Real> Quadratic<T> {
             let part = Part::of(task, number, samples)?;
             let share = 1.0 / part.input.count() as f64;
             gram.add_scaled(task.weight * share, part.input.gram());
-            count += part.input.count();
+            if task.weight > 0.0 {
+                count += part.input.count();
+            }
             epsilon = epsilon.max(part.input.epsilon());
             if let Some(target) = &part.target {
                 cross.add_scaled(task.weight * share, &target.cross().cast());

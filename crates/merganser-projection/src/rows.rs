@@ -309,8 +309,8 @@ mod tests {
         assert_eq!(solution.seen, 2);
         let expected = 0.5 * 5.0 * 4.0 + 5.0;
         assert!((solution.captured.objective - expected).abs() < 1e-12);
-        assert!(first.add(&[3_u32]).is_err());
         assert!(solve_rows(&tasks[..1], Some(&Matrix::zeros(2, 2))).is_err());
+        assert!(first.add(&[3_u32]).is_err());
     }
 
     #[test]

@@ -10,7 +10,8 @@
 mod active;
 mod conic;
 
-use crate::{Eigen, Error, Matrix, Result};
+use crate::eigen::noise;
+use crate::{Eigen, Error, Matrix, Result, gemm};
 
 /// Up to this many unknowns the active set is found from scratch; each of its steps costs their cube.
 pub const DENSE: usize = 48;
@@ -111,7 +112,8 @@ pub fn minimise(h: &Matrix, b: &[f64], constraint: Constraint, epsilon: f64) -> 
             if start == whole.0 {
                 start
             } else {
-                bounded(h, b, constraint, start, epsilon)?
+                let (h, b) = without_rounding(h, b, epsilon)?;
+                bounded(&h, &b, constraint, start, epsilon)?
             }
         }
     };
@@ -126,6 +128,22 @@ pub fn minimise(h: &Matrix, b: &[f64], constraint: Constraint, epsilon: f64) -> 
         value,
         rank: whole.1,
     })
+}
+
+/// H with the eigenvalues that are rounding set to 0, and b with its part in their directions left out: with it J would
+/// fall without end where nothing bounds x.
+fn without_rounding(h: &Matrix, b: &[f64], epsilon: f64) -> Result<(Matrix, Vec<f64>)> {
+    let eigen = Eigen::of(h)?;
+    let rank = eigen.rank(eigen.noise(16.0 * epsilon.max(f64::EPSILON)));
+    if rank == b.len() {
+        return Ok((h.clone(), b.to_vec()));
+    }
+    let kept = eigen.vectors.rows_range(0, rank);
+    let mut scaled = kept.clone();
+    scaled.scale_rows(&eigen.values[..rank]);
+    let b = Matrix::new(1, b.len(), b.to_vec())?;
+    let projected = gemm::mul(&gemm::mul_nt(&b, &kept), &kept);
+    Ok((gemm::mul_tn(&kept, &scaled), projected.into_vec()))
 }
 
 fn bounded(
@@ -188,7 +206,9 @@ fn equality(
         }
     }
     let eigen = Eigen::of(&reduced)?;
-    let cutoff = eigen.noise(16.0 * epsilon.max(f64::EPSILON));
+    // Relative to H itself: on the hyperplane nothing but rounding may be left of it.
+    let largest = free.iter().map(|&i| h.get(i, i)).fold(0.0, f64::max);
+    let cutoff = noise(k, 16.0 * epsilon.max(f64::EPSILON)) * largest;
     let solution = eigen.solve_rows(&right, cutoff);
     let mut y = Matrix::zeros(1, k);
     if from == 1 {

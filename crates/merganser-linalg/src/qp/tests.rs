@@ -75,6 +75,31 @@ fn a_singular_programme_has_its_least_solution() {
 }
 
 #[test]
+fn equal_unknowns_share_what_they_sum_to() {
+    // Rounding leaves something of H on the hyperplane, which must not be divided by.
+    let h = Matrix::new(2, 2, vec![1.0, 1.0 - 1e-16, 1.0 + 2e-16, 1.0]).unwrap();
+    let b = [0.3 + 1e-15, 0.3];
+    for constraint in [Constraint::Affine, Constraint::Simplex] {
+        let x = minimise(&h, &b, constraint, 0.0).unwrap().x;
+        assert!(x.iter().all(|x| (x - 0.5).abs() < 1e-12), "{x:?}");
+    }
+}
+
+#[test]
+fn rounding_does_not_make_a_programme_unbounded() {
+    // Along (1, 1) H is 0 up to rounding, and b is not: without bounds above, J seems to fall for ever.
+    let h = Matrix::new(2, 2, vec![1.0, -1.0, -1.0, 1.0 - 1e-16]).unwrap();
+    let minimum = minimise(
+        &h,
+        &[0.5 + 1e-15, -0.5 + 2e-15],
+        Constraint::NonNegative,
+        0.0,
+    )
+    .unwrap();
+    assert!((minimum.x[0] - minimum.x[1] - 0.5).abs() < 1e-12 && minimum.x[0] < 10.0);
+}
+
+#[test]
 fn bad_programmes_are_refused() {
     let nan = Matrix::new(1, 1, vec![f64::NAN]).unwrap();
     assert!(minimise(&nan, &[1.0], Constraint::Free, 0.0).is_err());

@@ -159,7 +159,7 @@ proptest! {
             let (simplex, affine) = (simplex.captured, affine.captured);
             ordered!(problem.energy(), simplex <= affine, affine <= free, simplex <= boxed);
         } else {
-            prop_assert!(matches!(basis, Basis::Atoms { .. }));
+            prop_assert!(matches!(basis, Basis::Atoms { .. }), "{}", basis);
         }
     }
 
@@ -181,7 +181,7 @@ proptest! {
         let gram = problem.gram();
         let eigen = merganser_linalg::Eigen::of(gram).unwrap();
         let rank = eigen.rank(eigen.noise(0.0));
-        if problem.solve(&Programme::new(Basis::Full)).unwrap().notes.iter().any(|note| matches!(note, Note::MinimumNorm { .. })) {
+        if full.notes.iter().any(|note| matches!(note, Note::MinimumNorm { .. })) {
             let null = eigen.vectors.rows_range(rank, d);
             let outside = gemm::mul_nt(&minus(&full.update, &prior), &null);
             prop_assert!(outside.norm() <= 1e-6 * (1.0 + full.update.norm()));
@@ -305,7 +305,10 @@ fn an_automatic_ridge_is_the_best_of_the_path() {
             if basis == Basis::Rotated {
                 continue; // its coordinates are those of all samples
             }
-            let (fit, judge) = (crate::support::problem(&fitted), crate::support::problem(&rest));
+            let (fit, judge) = (
+                crate::support::problem(&fitted),
+                crate::support::problem(&rest),
+            );
             let mut best = f64::NEG_INFINITY;
             for lambda in [0.0, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0] {
                 let other = fit
@@ -333,8 +336,17 @@ fn auto_takes_the_smallest_basis_that_is_good_enough() {
             .unwrap();
         let gap = full.captured.fraction - solution.captured.fraction;
         assert!(gap <= tolerance + 1e-9, "{tolerance}: {gap}");
-        let order = [Basis::Task, Basis::Diagonal, Basis::Rotated, Basis::Core { rank: None }, Basis::Full];
-        let place = order.iter().position(|&basis| basis == solution.basis).unwrap();
+        let order = [
+            Basis::Task,
+            Basis::Diagonal,
+            Basis::Rotated,
+            Basis::Core { rank: None },
+            Basis::Full,
+        ];
+        let place = order
+            .iter()
+            .position(|&basis| basis == solution.basis)
+            .unwrap();
         assert!(place >= before);
         before = place;
     }
@@ -380,8 +392,15 @@ fn few_samples_are_said_and_solved() {
     let problem = problem(&data);
     let solution = problem.solve(&Programme::new(Basis::Full)).unwrap();
     assert!((solution.captured.fraction - 1.0).abs() < 1e-9);
-    assert!(solution.notes.contains(&Note::FewSamples { samples: 15, inputs: 40 }));
-    assert!(solution.notes.contains(&Note::MinimumNorm { rank: 15, of: 40 }));
+    assert!(solution.notes.contains(&Note::FewSamples {
+        samples: 15,
+        inputs: 40
+    }));
+    assert!(
+        solution
+            .notes
+            .contains(&Note::MinimumNorm { rank: 15, of: 40 })
+    );
 }
 
 #[test]
@@ -390,7 +409,16 @@ fn no_energy_is_said_and_nothing_is_changed() {
     let mut input = InputMoments::new(2);
     input.add_rows(&[1.0, 2.0, 3.0, -1.0]).unwrap();
     let problem = Problem::new(vec![Task::new(&zeros, &input)]).unwrap();
-    for basis in ["task", "diagonal", "rotated", "atoms(1)", "core", "best-rank(1)", "full", "auto"] {
+    for basis in [
+        "task",
+        "diagonal",
+        "rotated",
+        "atoms(1)",
+        "core",
+        "best-rank(1)",
+        "full",
+        "auto",
+    ] {
         let solution = problem
             .solve(&Programme::new(basis.parse().unwrap()))
             .unwrap();
@@ -405,7 +433,11 @@ fn no_energy_is_said_and_nothing_is_changed() {
     let problem = Problem::new(vec![Task::new(&ones, &input)]).unwrap();
     let solution = problem.solve(&Programme::new(Basis::Full)).unwrap();
     assert_eq!(solution.update, zeros);
-    assert!(solution.notes.contains(&Note::MinimumNorm { rank: 0, of: 2 }));
+    assert!(
+        solution
+            .notes
+            .contains(&Note::MinimumNorm { rank: 0, of: 2 })
+    );
 }
 
 #[test]
@@ -420,12 +452,21 @@ fn bad_problems_are_refused() {
     assert!(message(vec![Task::new(&update, &InputMoments::new(2))]).contains("no samples"));
     assert!(message(vec![Task::new(&update, &InputMoments::new(3))]).contains("samples"));
     let wide = Matrix::zeros(2, 3);
-    assert!(message(vec![Task::new(&update, &input), Task::new(&wide, &input)]).contains("(2, 3) where (2, 2)"));
+    assert!(
+        message(vec![Task::new(&update, &input), Task::new(&wide, &input)])
+            .contains("(2, 3) where (2, 2)")
+    );
     for weight in [-1.0, f64::NAN, f64::INFINITY] {
-        let task = Task { weight, ..Task::new(&update, &input) };
+        let task = Task {
+            weight,
+            ..Task::new(&update, &input)
+        };
         assert!(message(vec![task]).contains("the weight of task 0"));
     }
-    let task = Task { weight: 0.0, ..Task::new(&update, &input) };
+    let task = Task {
+        weight: 0.0,
+        ..Task::new(&update, &input)
+    };
     assert!(message(vec![task]).contains("all tasks are zero"));
 
     let problem = Problem::new(vec![Task::new(&update, &input)]).unwrap();
@@ -436,9 +477,27 @@ fn bad_problems_are_refused() {
         assert!(problem.solve(&programme).is_err());
     }
     let auto = Programme::new(Basis::Full).ridge(Ridge::Auto);
-    assert!(matches!(problem.solve(&auto), Err(Error::NoHeldOut { task: 0 })));
+    assert!(matches!(
+        problem.solve(&auto),
+        Err(Error::NoHeldOut { task: 0 })
+    ));
     let constrained = Programme::new(Basis::Full).constraint(Constraint::Box);
-    assert!(problem.solve(&constrained).unwrap().notes.contains(&Note::ConstraintIgnored));
-    assert!(problem.solve_span(&[&wide], Constraint::Free, Ridge::Relative(0.0)).is_err());
-    assert!(Problem::new(vec![Task::new(&update, &input)]).unwrap().with_prior(nan).is_err());
+    assert!(
+        problem
+            .solve(&constrained)
+            .unwrap()
+            .notes
+            .contains(&Note::ConstraintIgnored)
+    );
+    assert!(
+        problem
+            .solve_span(&[&wide], Constraint::Free, Ridge::Relative(0.0))
+            .is_err()
+    );
+    assert!(
+        Problem::new(vec![Task::new(&update, &input)])
+            .unwrap()
+            .with_prior(nan)
+            .is_err()
+    );
 }

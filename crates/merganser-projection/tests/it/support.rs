@@ -7,7 +7,12 @@ use merganser_testkit::Tensor;
 /// A matrix from a tensor of two dimensions, or one row from one of fewer.
 pub(crate) fn matrix(tensor: &Tensor) -> Matrix {
     let cols = tensor.shape.last().copied().unwrap_or(1);
-    Matrix::new(tensor.values.len() / cols.max(1), cols, tensor.values.clone()).unwrap()
+    Matrix::new(
+        tensor.values.len() / cols.max(1),
+        cols,
+        tensor.values.clone(),
+    )
+    .unwrap()
 }
 
 /// a − b.
