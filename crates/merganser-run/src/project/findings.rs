@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use merganser_plan::Role;
 use merganser_projection::network::{self, LayerKind};
 use merganser_report::{
     Fallback, Layer, Method, MethodKind, Pairwise, Provenance, Relation, Report, Task,
@@ -114,9 +115,13 @@ fn layer(found: network::Layer) -> Layer {
         .map(|(name, captured)| (name.clone(), Some(captured.fraction)))
         .collect();
     captured.insert(OWN.to_owned(), Some(found.captured.fraction));
+    let block = match Role::of(&found.tensor) {
+        Role::Layer { stack, index, .. } => format!("{stack}.{index}"),
+        Role::Pre | Role::Post => found.stage,
+    };
     Layer {
         name: found.tensor,
-        block: found.stage,
+        block,
         kind: match found.kind {
             LayerKind::Linear => merganser_report::LayerKind::Linear,
             LayerKind::Norm => merganser_report::LayerKind::Norm,
