@@ -113,7 +113,9 @@ pub(crate) fn fix_sign<T: Real>(vector: &mut [T]) -> bool {
     }
     if negative {
         let minus = T::from_f64(-1.0);
-        vector.iter_mut().for_each(|x| *x *= minus);
+        for x in vector {
+            *x *= minus;
+        }
     }
     negative
 }

@@ -262,8 +262,9 @@ impl<T: Real> Spd<T> {
         let mut panel = Matrix::zeros(to - from, n);
         for i in 0..to {
             let row = self.buffer.row(i);
-            for j in from.max(i + 1)..to {
-                panel.set(j - from, i, row[j].to_f64());
+            let first = from.max(i + 1);
+            for (j, x) in (first..to).zip(&row[first.min(to)..to]) {
+                panel.set(j - from, i, x.to_f64());
             }
         }
         for j in from..to {

@@ -73,7 +73,9 @@ impl<T: Real> Svd<T> {
         let minus = T::from_f64(-1.0);
         for i in 0..k {
             if fix_sign(left.row_mut(i)) {
-                right.row_mut(i).iter_mut().for_each(|x| *x *= minus);
+                for x in right.row_mut(i) {
+                    *x *= minus;
+                }
             }
         }
         Ok(Self {

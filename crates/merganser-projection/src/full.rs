@@ -165,7 +165,7 @@ pub(crate) fn solve<T: Real>(
         }
     };
     let right = shifted_cross(all, prior);
-    let (mut update, ridge) = solve_with(all, right, lambda, &mut notes)?;
+    let (mut update, ridge) = solve_with(all, &right, lambda, &mut notes)?;
     if let Some(prior) = prior {
         update.add_scaled(1.0, prior);
     }
@@ -188,7 +188,7 @@ fn shifted_cross<T: Real>(quadratic: &Quadratic<T>, prior: Option<&Matrix<T>>) -
 /// X with X (G + λ·unit·I) = C, and the λ that was needed.
 fn solve_with<T: Real>(
     quadratic: &Quadratic<T>,
-    right: Matrix<T>,
+    right: &Matrix<T>,
     lambda: f64,
     notes: &mut Vec<Note>,
 ) -> Result<(Matrix<T>, f64)> {
@@ -213,7 +213,7 @@ fn solve_with<T: Real>(
                 rank: eigen.rank(cutoff),
                 of: d,
             });
-            return Ok((eigen.solve_rows(&right, cutoff), 0.0));
+            return Ok((eigen.solve_rows(right, cutoff), 0.0));
         };
         return Ok((refined(&factor, right, notes), 0.0));
     }
@@ -243,10 +243,10 @@ fn solve_with<T: Real>(
     Ok((refined(&factor, right, notes), used))
 }
 
-fn refined<T: Real>(factor: &Spd<T>, right: Matrix<T>, notes: &mut Vec<Note>) -> Matrix<T> {
-    let mut x = factor.solve_rows(&right);
+fn refined<T: Real>(factor: &Spd<T>, right: &Matrix<T>, notes: &mut Vec<Note>) -> Matrix<T> {
+    let mut x = factor.solve_rows(right);
     if T::EPSILON > f64::EPSILON {
-        let refinement = factor.refine(&right, &mut x, REFINEMENT);
+        let refinement = factor.refine(right, &mut x, REFINEMENT);
         notes.push(Note::Refined {
             steps: refinement.steps,
             residual: refinement.last,
@@ -297,7 +297,7 @@ fn choose<T: Real>(split: &Split<T>, prior: Option<&Matrix<T>>) -> Result<(f64, 
     } else {
         let mut objectives = Vec::new();
         for lambda in [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0] {
-            let (x, _) = solve_with(fitted, right.clone(), lambda, &mut Vec::new())?;
+            let (x, _) = solve_with(fitted, &right, lambda, &mut Vec::new())?;
             let product = gemm::mul(&x, &held_out.gram);
             let value = product.dot(&x) - 2.0 * x.dot(&held_right) + start;
             objectives.push((lambda, value));

@@ -352,7 +352,7 @@ impl<T: Real> Problem<'_, T> {
             let inner = gemm::mul_nt(&gemm::mul(right, &quadratic.gram), right);
             let plain = gemm::mul_nt(right, right);
             let entry = |inner: &Matrix<T>, i: usize, j: usize| {
-                let symmetric = (inner.get(i, j).to_f64() + inner.get(j, i).to_f64()) / 2.0;
+                let symmetric = f64::midpoint(inner.get(i, j).to_f64(), inner.get(j, i).to_f64());
                 outer.get(i.min(j), i.max(j)).to_f64() * symmetric
             };
             small.h = Matrix::from_fn(count, count, |i, j| entry(&inner, i, j));

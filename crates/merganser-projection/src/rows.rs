@@ -103,6 +103,9 @@ pub struct RowsSolution<T: Real = f64> {
     pub notes: Vec<Note>,
 }
 
+/// A row of the update, and J and E of it for every task.
+type SolvedRow<T> = (Vec<T>, Vec<(f64, f64)>);
+
 /// The best update of an embedding; rows that no sample saw keep the prior, or 0 if there is none.
 ///
 /// # Errors
@@ -125,7 +128,7 @@ pub fn solve_rows<T: Real>(
             .map_err(|problem| refused("the prior", problem))?;
     }
     let totals: Vec<u64> = tasks.iter().map(|task| task.counts.total()).collect();
-    let solved: Vec<(Vec<T>, Vec<(f64, f64)>)> = (0..rows)
+    let solved: Vec<SolvedRow<T>> = (0..rows)
         .into_par_iter()
         .with_min_len(16)
         .map(|v| {

@@ -25,7 +25,9 @@ pub(super) fn feasible(x: &[f64], constraint: Constraint) -> Vec<f64> {
         let sum: f64 = x.iter().sum();
         if sum > 0.0 && sum.is_finite() {
             if (sum - 1.0).abs() > 1e-14 {
-                x.iter_mut().for_each(|x| *x /= sum);
+                for x in &mut x {
+                    *x /= sum;
+                }
             }
         } else {
             let equal = 1.0 / x.len() as f64;
@@ -65,7 +67,9 @@ pub(super) fn minimise(
     }
     let x_sum: f64 = x.iter().sum();
     if constraint.sums_to_one() && x_sum > 0.0 {
-        x.iter_mut().for_each(|x| *x /= x_sum);
+        for x in &mut x {
+            *x /= x_sum;
+        }
     }
     let scale = (0..n)
         .map(|i| h.get(i, i).abs().max(b[i].abs()))

@@ -2,9 +2,7 @@
 //! quadratic objectives*, 2024).
 
 use clarabel::algebra::CscMatrix;
-use clarabel::solver::{
-    DefaultSettings, DefaultSolver, IPSolver, SolverStatus, SupportedConeT, SupportedConeT::*,
-};
+use clarabel::solver::{DefaultSettings, DefaultSolver, IPSolver, SolverStatus, SupportedConeT};
 
 use super::Constraint;
 use crate::{Error, Matrix, Result};
@@ -24,19 +22,19 @@ pub(super) fn minimise(h: &Matrix, b: &[f64], constraint: Constraint) -> Result<
     if constraint.sums_to_one() {
         rows.extend((0..n).map(|j| (0, j, 1.0)));
         right.push(1.0);
-        cones.push(ZeroConeT(1));
+        cones.push(SupportedConeT::ZeroConeT(1));
     }
     if constraint != Constraint::Affine && constraint != Constraint::Free {
         let first = right.len();
         rows.extend((0..n).map(|j| (first + j, j, -1.0)));
         right.extend(vec![0.0; n]);
-        cones.push(NonnegativeConeT(n));
+        cones.push(SupportedConeT::NonnegativeConeT(n));
     }
     if constraint == Constraint::Box {
         let first = right.len();
         rows.extend((0..n).map(|j| (first + j, j, 1.0)));
         right.extend(vec![1.0; n]);
-        cones.push(NonnegativeConeT(n));
+        cones.push(SupportedConeT::NonnegativeConeT(n));
     }
     let constraints = columns(right.len(), n, rows);
     let settings = DefaultSettings::<f64> {

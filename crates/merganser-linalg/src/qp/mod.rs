@@ -182,7 +182,9 @@ fn equality(
         let mut v = vec![1.0 / root; k];
         v[0] += 1.0;
         let norm = crate::dot(&v, &v).sqrt();
-        v.iter_mut().for_each(|x| *x /= norm);
+        for x in &mut v {
+            *x /= norm;
+        }
         v
     });
     let mut from = 0;
@@ -196,7 +198,7 @@ fn equality(
         from = 1;
     }
     let reduced = Matrix::from_fn(k - from, k - from, |i, j| {
-        (inner.get(i + from, j + from) + inner.get(j + from, i + from)) / 2.0
+        f64::midpoint(inner.get(i + from, j + from), inner.get(j + from, i + from))
     });
     let mut right = Matrix::from_fn(1, k - from, |_, i| rhs.get(0, i + from));
     if from == 1 {
