@@ -246,6 +246,10 @@ def make(name, seed):
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = make_model(config).eval()
+    if name == "t5_gated":
+        # As the published T5 v1.1 and Flan checkpoints: a head of its own.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        model.config.tie_word_embeddings = False
     randomize(model, seed)
     model = model.to(dtype)
     model.save_pretrained(folder)

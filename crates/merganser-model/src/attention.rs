@@ -38,7 +38,7 @@ pub(crate) fn attend(
         scores = scores.broadcast_add(&by_distance(bias, queries, keys)?)?;
     }
     if let Some(mask) = mask(attention, state, [b, queries, keys])? {
-        let mask = mask.to_device(scores.device())?;
+        let mask = mask.to_device(scores.device())?.to_dtype(scores.dtype())?;
         scores = scores.broadcast_add(&mask)?;
     }
     let mixed = softmax(&scores, state.differentiable)?

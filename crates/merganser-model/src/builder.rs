@@ -104,9 +104,16 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The first extent of a tensor that must be there: the number of classes of a head.
+    /// The first extent of a matrix that must be there: the number of classes of a head.
     pub(crate) fn rows(&self, name: &str) -> Result<usize> {
-        Ok(self.shape(name)?.first().copied().unwrap_or(0))
+        match *self.shape(name)? {
+            [rows, _] if rows > 0 => Ok(rows),
+            ref found => Err(ModelError::Shape {
+                tensor: self.name(name),
+                found: found.to_vec(),
+                expected: vec![found.first().copied().unwrap_or(1).max(1), 1],
+            }),
+        }
     }
 
     /// The full name of a tensor that must have one of these shapes.

@@ -8,6 +8,9 @@ use crate::op::Activation;
 /// Largest size accepted, so that no product of two overflows.
 const MAX_SIZE: u64 = 1 << 24;
 
+/// Far more than any model has.
+const MAX_LAYERS: usize = 1 << 16;
+
 /// An object of a config and the path to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Config<'a> {
@@ -98,17 +101,32 @@ impl<'a> Config<'a> {
         Ok(id.unwrap_or(default))
     }
 
-    /// A finite number greater than 0.
+    /// A number greater than 0, whose inverse and square are finite in f32.
     pub(crate) fn positive_if(&self, key: &str) -> Result<Option<f64>> {
-        self.find(key, "a number greater than 0", |value| {
-            value
-                .as_f64()
-                .filter(|number| number.is_finite() && *number > 0.0)
+        self.find(key, "a number from 1e-12 to 1e12", |value| {
+            value.as_f64().filter(|x| (1e-12..=1e12).contains(x))
         })
     }
 
     pub(crate) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
         Ok(self.positive_if(key)?.unwrap_or(default))
+    }
+
+    /// The small number under a root: neither lost in f32 nor so large that nothing else counts.
+    pub(crate) fn epsilon_or(&self, key: &str, default: f64) -> Result<f64> {
+        let epsilon = self.find(key, "a number from 1e-30 to 1", |value| {
+            value.as_f64().filter(|e| (1e-30..=1.0).contains(e))
+        })?;
+        Ok(epsilon.unwrap_or(default))
+    }
+
+    /// A number of layers.
+    pub(crate) fn layers(&self, key: &str) -> Result<usize> {
+        let layers = self.size(key)?;
+        if layers > MAX_LAYERS {
+            return Err(self.refused(key, format!("at most {MAX_LAYERS}")));
+        }
+        Ok(layers)
     }
 
     /// As [`Config::positive_or`], but an explicit null means that there is no such thing.

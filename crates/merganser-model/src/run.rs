@@ -110,7 +110,8 @@ impl Linear {
     pub fn apply(&self, x: &Tensor, weights: &dyn Weights) -> Result<Tensor> {
         let matrix = self.matrix(&weights.tensor(&self.weight)?)?;
         // One product over all rows: a product for each sample would be slower.
-        let y = x.reshape(((), self.inputs))?.matmul(&matrix.t()?)?;
+        let rows = x.reshape(((), self.inputs))?.to_dtype(matrix.dtype())?;
+        let y = rows.matmul(&matrix.t()?)?;
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(&weights.tensor(bias)?)?,
             None => y,
@@ -264,6 +265,7 @@ impl Rotary {
     ) -> Result<Tensor> {
         let shape = x.dims().to_vec();
         let (b, s) = (shape[0], shape[1]);
+        let (cos, sin) = (&cos.to_dtype(x.dtype())?, &sin.to_dtype(x.dtype())?);
         let x = x.reshape((b, s, self.heads, self.head_dim))?;
         let head = x.narrow(D::Minus1, 0, self.rotated)?;
         let turned = if differentiable {

@@ -11,7 +11,8 @@ use crate::error::{ModelError, Result};
 use crate::network::Stage;
 use crate::op::{Op, TapKind};
 
-/// Named tensors in f32.
+/// Named tensors, all of one floating-point type, in which the network then computes; f32 as read from a checkpoint. (Not
+/// f16: its range does not hold the score of a hidden key.)
 pub trait Weights: Sync {
     /// The tensor `name`, in its stored shape.
     fn tensor(&self, name: &str) -> Result<Tensor>;

@@ -96,7 +96,7 @@ fn masked(
         hidden,
         names,
         config.activation_or("hidden_act", Activation::Gelu)?,
-        NormStyle::layer(config.positive_or("layer_norm_eps", 1e-12)?),
+        NormStyle::layer(config.epsilon_or("layer_norm_eps", 1e-12)?),
         WORDS,
         config.size("vocab_size")?,
     )
@@ -111,7 +111,7 @@ fn encoder(net: &mut Builder, config: &Config, first_position: u32) -> Result<(I
     let head_dim = config.head_width(width, heads, "num_attention_heads")?;
     let inner = config.size("intermediate_size")?;
     let act = config.activation_or("hidden_act", Activation::Gelu)?;
-    let style = NormStyle::layer(config.positive_or("layer_norm_eps", 1e-12)?);
+    let style = NormStyle::layer(config.epsilon_or("layer_norm_eps", 1e-12)?);
     let positions = config.size("max_position_embeddings")?;
 
     let ids = net.register(Space::Tokens, 1);
@@ -135,7 +135,7 @@ fn encoder(net: &mut Builder, config: &Config, first_position: u32) -> Result<(I
     let sum = net.add(sum, places);
     let mut hidden = net.norm(sum, "embeddings.LayerNorm", style)?;
 
-    for layer in 0..config.size("num_hidden_layers")? {
+    for layer in 0..config.layers("num_hidden_layers")? {
         net.block(layer);
         let at = format!("encoder.layer.{layer}");
         let q = net.linear(hidden, &format!("{at}.attention.self.query"), width, true)?;

@@ -29,7 +29,7 @@ impl Tower {
             layers: config.size_or("num_hidden_layers", 12)?,
             attention: Attention::bidirectional(heads, head_dim, space),
             act: config.activation_or("hidden_act", Activation::QuickGelu)?,
-            norm: NormStyle::layer(config.positive_or("layer_norm_eps", 1e-5)?),
+            norm: NormStyle::layer(config.epsilon_or("layer_norm_eps", 1e-5)?),
         })
     }
 

@@ -55,13 +55,13 @@ impl Axes {
             fused: false,
             qk_norm: false,
             sandwich: false,
-            norm: NormStyle::rms(config.positive_or("rms_norm_eps", 1e-6)?, 0.0),
+            norm: NormStyle::rms(config.epsilon_or("rms_norm_eps", 1e-6)?, 0.0),
             activation: config.activation_or("hidden_act", Activation::Silu)?,
             embed_scale: None,
             scale: (head_dim as f64).sqrt().recip(),
             softcap: None,
             logit_softcap: None,
-            windows: vec![None; config.size("num_hidden_layers")?.min(MAX_LAYERS)],
+            windows: vec![None; config.layers("num_hidden_layers")?],
             two_ropes: false,
             theta: 10_000.0,
             tied: config.flag_or("tie_word_embeddings", false)?,
@@ -117,9 +117,6 @@ impl Axes {
         Ok(())
     }
 }
-
-/// No model has nearly as many; a list of this length is still nothing.
-const MAX_LAYERS: usize = 1 << 16;
 
 pub(super) fn llama(family: &'static str, config: &Config, tensors: &Tensors) -> Result<Network> {
     let mut axes = Axes::llama(config)?;
@@ -256,7 +253,7 @@ fn decoder(
         (full, full)
     };
 
-    for layer in 0..config.size("num_hidden_layers")? {
+    for layer in 0..config.layers("num_hidden_layers")? {
         net.block(layer);
         let at = format!("layers.{layer}");
         let window = axes.windows.get(layer).copied().flatten();

@@ -37,7 +37,7 @@ pub(super) fn distilbert(
     let sum = net.add(words, places);
     let mut hidden = net.norm(sum, "embeddings.LayerNorm", norm)?;
 
-    for layer in 0..config.size("n_layers")? {
+    for layer in 0..config.layers("n_layers")? {
         net.block(layer);
         let at = format!("transformer.layer.{layer}");
         let part = |name: &str| format!("{at}.attention.{name}");

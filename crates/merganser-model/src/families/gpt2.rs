@@ -20,7 +20,7 @@ pub(super) fn gpt2(family: &'static str, config: &Config, tensors: &Tensors) -> 
     let positions = config.size("n_positions")?;
     let vocabulary = config.size("vocab_size")?;
     let act = config.activation_or("activation_function", Activation::GeluTanh)?;
-    let norm = NormStyle::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
+    let norm = NormStyle::layer(config.epsilon_or("layer_norm_epsilon", 1e-5)?);
     let scaled = config.flag_or("scale_attn_weights", true)?;
     let tied = config.flag_or("tie_word_embeddings", true)?;
 
@@ -31,7 +31,7 @@ pub(super) fn gpt2(family: &'static str, config: &Config, tensors: &Tensors) -> 
     let places = net.embedding(position_ids, "wpe.weight", positions, width)?;
     let mut hidden = net.add(words, places);
 
-    for layer in 0..config.size("n_layer")? {
+    for layer in 0..config.layers("n_layer")? {
         net.block(layer);
         let at = format!("h.{layer}");
         let conv = |net: &mut Builder, x: Reg, name: &str, outputs: usize| {

@@ -8,15 +8,14 @@ use crate::error::Result;
 use crate::network::StageKind;
 use crate::op::{Activation, Kind, Layout, Reg, Select, Space};
 
-/// Whether the config says that the checkpoint is a model of this kind ("ForCausalLM"); `None` if it says nothing.
-fn declared(config: &Config, kind: &str) -> Option<bool> {
-    let names = config.get("architectures")?.as_array()?;
-    Some(
-        names
-            .iter()
-            .filter_map(Value::as_str)
-            .any(|name| name.ends_with(kind)),
-    )
+/// Whether the config says that the checkpoint is a causal language model.
+fn is_causal_lm(config: &Config) -> bool {
+    let names = config.get("architectures").and_then(Value::as_array);
+    names
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"))
 }
 
 /// Class logits of the last token: `score.weight`, if the checkpoint has it.
@@ -42,9 +41,7 @@ pub(super) fn causal_head(
     softcap: Option<f64>,
 ) -> Result<Option<Reg>> {
     let own = "/lm_head.weight";
-    let is_lm = declared(config, "LMHeadModel").or(declared(config, "ForCausalLM"));
-    let is_lm = is_lm == Some(true) || declared(config, "ForCausalLM") == Some(true);
-    if !is_lm && !net.has(own) {
+    if !is_causal_lm(config) && !net.has(own) {
         return Ok(None);
     }
     net.stage("vocabulary head", StageKind::VocabularyHead, None);

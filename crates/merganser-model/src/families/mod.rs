@@ -96,11 +96,14 @@ pub(crate) fn build(
     let wanted = modality.unwrap_or(first.modality);
     let family = known.iter().find(|family| family.modality == wanted);
     let family = family.ok_or_else(|| {
-        let reads = match first.modality {
-            Modality::Text => "text",
-            Modality::Image => "images",
+        let (wanted, reads) = match wanted {
+            Modality::Text => ("text", "images"),
+            Modality::Image => ("images", "text"),
         };
-        ModelError::Batch(format!("a {} network reads {reads} only", first.name))
+        config.refused(
+            "model_type",
+            format!("a network that reads {wanted}; this one reads {reads}"),
+        )
     })?;
     (family.build)(family.name, &config, tensors)
 }

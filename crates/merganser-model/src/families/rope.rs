@@ -53,6 +53,9 @@ pub(super) fn rope(
         Some(theta) => theta,
         None => config.positive_or("rope_theta", theta)?,
     };
+    if theta < 1.0 {
+        return Err(source.refused("rope_theta", "a number from 1"));
+    }
     let partial = match source.positive_if("partial_rotary_factor")? {
         Some(partial) => partial,
         None => config.positive_or("partial_rotary_factor", 1.0)?,
@@ -64,12 +67,12 @@ pub(super) fn rope(
             format!("a part of the head width {head_dim} that is even and not 0"),
         ));
     }
-    let variant = match (&parameters, config.has("rope_parameters")) {
-        (Some(parameters), _) => match parameters.text_if("rope_type")? {
+    let variant = match &parameters {
+        Some(parameters) => match parameters.text_if("rope_type")? {
             Some(variant) => variant,
             None => parameters.text_if("type")?.unwrap_or("default"),
         },
-        (None, _) => "default",
+        None => "default",
     };
     let base = |i: usize| theta.powf(-2.0 * i as f64 / rotated as f64);
     let pairs = rotated / 2;
@@ -89,11 +92,11 @@ pub(super) fn rope(
         },
     };
     let needed = |key: &str| {
-        source
-            .positive_if(key)?
-            .ok_or_else(|| source.refused(key, format!("a number greater than 0 for {variant}")))
+        source.positive_if(key)?.ok_or_else(|| {
+            source.refused(key, format!("a number from 1e-12 to 1e12 for {variant}"))
+        })
     };
-    Ok(match variant {
+    let rope = match variant {
         "default" => plain((0..pairs).map(base).collect()),
         "linear" => {
             let factor = needed("factor")?;
@@ -173,7 +176,17 @@ pub(super) fn rope(
                 "one of default, linear, llama3, yarn, longrope",
             ));
         }
-    })
+    };
+    let table = &rope.table;
+    let finite = table.frequencies.iter().all(|f| f.is_finite()) && table.factor.is_finite();
+    if finite {
+        Ok(rope)
+    } else {
+        Err(config.refused(
+            "rope_parameters",
+            "numbers that give finite frequencies (in older configs: `rope_scaling` and `rope_theta`)",
+        ))
+    }
 }
 
 fn short_factors(source: &Config, pairs: usize) -> Result<Vec<f64>> {

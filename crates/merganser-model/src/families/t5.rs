@@ -43,7 +43,7 @@ impl Stack {
             inner: config.size("d_ff")?,
             act,
             gated,
-            norm: NormStyle::rms(config.positive_or("layer_norm_epsilon", 1e-6)?, 0.0),
+            norm: NormStyle::rms(config.epsilon_or("layer_norm_epsilon", 1e-6)?, 0.0),
             buckets: config.size_or("relative_attention_num_buckets", 32)?,
             max_distance: config.size_or("relative_attention_max_distance", 128)?,
         };
@@ -139,7 +139,7 @@ pub(super) fn t5(family: &'static str, config: &Config, tensors: &Tensors) -> Re
     let ids = net.register(Space::Tokens, 1);
     net.stage("encoder embeddings", StageKind::Embeddings, None);
     let mut hidden = net.embedding(ids, shared, vocabulary, stack.width)?;
-    let layers = config.size("num_layers")?;
+    let layers = config.layers("num_layers")?;
     let mut bias = None;
     for layer in 0..layers {
         net.block(layer);

@@ -68,7 +68,7 @@ pub(super) fn vit(family: &'static str, config: &Config, tensors: &Tensors) -> R
     let head_dim = config.head_width(width, heads, "num_attention_heads")?;
     let inner = config.size("intermediate_size")?;
     let act = config.activation_or("hidden_act", Activation::Gelu)?;
-    let style = NormStyle::layer(config.positive_or("layer_norm_eps", 1e-12)?);
+    let style = NormStyle::layer(config.epsilon_or("layer_norm_eps", 1e-12)?);
     let qkv_bias = config.flag_or("qkv_bias", true)?;
     let grid = Grid::new(config, 16)?;
 
@@ -81,7 +81,7 @@ pub(super) fn vit(family: &'static str, config: &Config, tensors: &Tensors) -> R
         width,
         true,
     )?;
-    let distilled = net.has("embeddings.distillation_token");
+    let distilled = family == "deit";
     let extra = 1 + usize::from(distilled);
     let mut hidden = net.op(Kind::Prepend(extra), &[patches], width);
     hidden = net.additive(hidden, "embeddings.cls_token", Place::At(0))?;
@@ -94,7 +94,7 @@ pub(super) fn vit(family: &'static str, config: &Config, tensors: &Tensors) -> R
         Place::Each(grid.patches + extra),
     )?;
 
-    for layer in 0..config.size("num_hidden_layers")? {
+    for layer in 0..config.layers("num_hidden_layers")? {
         net.block(layer);
         let at = format!("encoder.layer.{layer}");
         let x = net.norm(hidden, &format!("{at}.layernorm_before"), style)?;

@@ -48,6 +48,8 @@ pub(crate) struct Case {
     pub(crate) weights: BTreeMap<String, Tensor>,
     pub(crate) batch: Batch,
     pub(crate) expected: BTreeMap<String, Tensor>,
+    /// Token types of each sample, if the case has some.
+    pub(crate) types: Option<Vec<Vec<u32>>>,
 }
 
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -88,6 +90,9 @@ impl Case {
             config,
             network,
             weights,
+            types: inputs
+                .get("token_type_ids")
+                .map(|types| types.to_dtype(DType::U32).unwrap().to_vec2().unwrap()),
             batch: batch(&inputs),
             expected: load_safetensors(&folder.join("expected.safetensors")),
         }
