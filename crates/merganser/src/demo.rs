@@ -247,11 +247,18 @@ fn complete(report: &mut Report, merged: &[(String, PathBuf)], evaluation: &Eval
             }),
         }
     }
-    // What the diagnosis calls its own merge is one of them.
-    report.methods.retain(|method| method.name != crate::run::OWN);
+    // What the diagnosis calls its own merge is one of them; merges that were not made here say nothing here.
+    let shown = |method: &Method| method.kind == MethodKind::Basis || method.accuracy.is_some();
+    report.methods.retain(|method| method.name != crate::run::OWN && shown(method));
+    let names: Vec<String> = report.methods.iter().map(|method| method.name.clone()).collect();
     for layer in &mut report.layers {
-        layer.captured.remove(crate::run::OWN);
+        layer.captured.retain(|name, _| names.contains(name));
     }
+    report.warnings.push(
+        "captured energy is measured here layer by layer on the inputs of the fine-tunes; `projection` is solved for the \
+         inputs that the merged layers before give, which this figure does not credit and the accuracy does"
+            .into(),
+    );
     let individual = evaluation
         .tasks
         .iter()
