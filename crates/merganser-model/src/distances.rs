@@ -33,8 +33,8 @@ fn bucket(distances: &Distances, distance: i64) -> u32 {
         return (base + far) as u32;
     }
     // In f32, as the original: a boundary may fall exactly on a distance.
-    let ratio = (far as f32 / exact as f32).ln()
-        / (distances.max_distance as f32 / exact as f32).ln() as f32;
+    let ratio =
+        (far as f32 / exact as f32).ln() / (distances.max_distance as f32 / exact as f32).ln();
     let log = exact + (ratio * (buckets - exact) as f32) as usize;
     (base + log.min(buckets - 1)) as u32
 }

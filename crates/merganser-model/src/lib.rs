@@ -42,6 +42,7 @@ mod config;
 mod distances;
 mod error;
 mod families;
+mod fused;
 mod head;
 mod network;
 mod op;

@@ -1,15 +1,16 @@
 //! Carrying out one op on the registers of one batch.
 //!
-//! Everything is differentiable with respect to weights and inputs if the state says so; otherwise softmax, norms and
-//! rotations use candle's fused kernels, which have no gradient.
+//! Everything is differentiable with respect to weights and inputs if the state says so; otherwise softmax, norms,
+//! rotations and activations are single sweeps without gradient, our own on processors and candle's elsewhere.
 
 use candle_core::{D, Tensor};
-use candle_nn::ops::{layer_norm, rms_norm, softmax_last_dim};
+use candle_nn::ops::{layer_norm, rms_norm};
 use candle_nn::rotary_emb::rope_thd;
 
 use crate::attention::attend;
 use crate::distances;
 use crate::error::{ModelError, Result};
+use crate::fused;
 use crate::network::Network;
 use crate::op::{
     Activation, Additive, Embedding, Kind, Linear, Norm, NormKind, Op, Place, Rotary, RotaryTable,
@@ -49,7 +50,7 @@ impl Network {
             }
             Kind::Rotary(rotary) => rotary.apply(x, other(1)?, other(2)?, state.differentiable)?,
             Kind::RotaryTable(table) => return table.apply(x),
-            Kind::Activation(activation) => activation.apply(x)?,
+            Kind::Activation(activation) => activation.apply(x, state.differentiable)?,
             Kind::Add => (x + other(1)?)?,
             Kind::Mul => (x * other(1)?)?,
             Kind::Scale(factor) => (x * *factor)?,
@@ -65,43 +66,10 @@ impl Network {
                 let zeros = Tensor::zeros((b, *rows, d), x.dtype(), x.device())?;
                 Tensor::cat(&[&zeros, x], 1)?
             }
-            Kind::Select(select) => self.select(*select, x, state)?,
+            Kind::Select(row) => select(*row, x, state)?,
             Kind::Distances(buckets) => distances::table(buckets, x)?,
         };
         Ok(vec![one])
-    }
-
-    fn select(&self, select: Select, x: &Tensor, state: &State) -> Result<Tensor> {
-        let position = match select {
-            Select::First => return Ok(x.narrow(1, 0, 1)?.squeeze(1)?),
-            Select::At(position) => return Ok(x.narrow(1, position, 1)?.squeeze(1)?),
-            Select::Last | Select::Token(_) | Select::LargestId => select,
-        };
-        let tokens = state.tokens.as_ref().map(|rows| &rows.tokens);
-        let tokens = tokens.ok_or_else(|| ModelError::Batch("there are no tokens".into()))?;
-        let len = tokens.sequence_len();
-        let mut rows = Vec::with_capacity(tokens.samples());
-        let samples = tokens.ids().chunks(len).zip(tokens.real().chunks(len));
-        for (sample, (ids, real)) in samples.enumerate() {
-            let at = match position {
-                Select::Token(id) => {
-                    ids.iter().position(|&found| found == id).ok_or_else(|| {
-                        ModelError::Batch(format!(
-                            "sample {sample} has no token {id}, the end of text"
-                        ))
-                    })?
-                }
-                // The first of the largest, as torch's argmax.
-                Select::LargestId => {
-                    let largest = ids.iter().max();
-                    ids.iter().position(|id| Some(id) == largest).unwrap_or(0)
-                }
-                _ => real.iter().rposition(|&real| real).unwrap_or(0),
-            };
-            rows.push((sample * len + at) as u32);
-        }
-        let index = Tensor::from_vec(rows, tokens.samples(), x.device())?;
-        Ok(x.flatten_to(1)?.index_select(&index, 0)?)
     }
 }
 
@@ -139,8 +107,11 @@ impl Norm {
                 None => y,
             });
         }
-        let x = x.contiguous()?;
         let eps = self.eps as f32;
+        if fused::suits(x) && fused::suits(&scale) {
+            return fused::norm(self.kind, eps, x, &scale, shift.as_ref());
+        }
+        let x = x.contiguous()?;
         Ok(match self.kind {
             NormKind::Layer => {
                 let shift = shift.map_or_else(|| scale.zeros_like(), Ok)?;
@@ -201,7 +172,14 @@ impl Additive {
 }
 
 impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
+    fn apply(self, x: &Tensor, differentiable: bool) -> Result<Tensor> {
+        if !differentiable && fused::suits(x) {
+            return fused::activation(self, x);
+        }
+        self.composed(x)
+    }
+
+    pub(crate) fn composed(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Gelu => x.gelu_erf()?,
             Self::GeluTanh => x.gelu()?,
@@ -221,17 +199,35 @@ pub(crate) fn softcap(x: &Tensor, cap: f64) -> Result<Tensor> {
     Ok(((x / cap)?.tanh()? * cap)?)
 }
 
-/// Softmax along the last axis.
-pub(crate) fn softmax(x: &Tensor, differentiable: bool) -> Result<Tensor> {
-    if differentiable {
-        // The maximum cancels; its gradient would only add rounding.
-        let exp = x
-            .broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?
-            .exp()?;
-        Ok(exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?)
-    } else {
-        Ok(softmax_last_dim(&x.contiguous()?)?)
+fn select(select: Select, x: &Tensor, state: &State) -> Result<Tensor> {
+    let position = match select {
+        Select::First => return Ok(x.narrow(1, 0, 1)?.squeeze(1)?),
+        Select::At(position) => return Ok(x.narrow(1, position, 1)?.squeeze(1)?),
+        Select::Last | Select::Token(_) | Select::LargestId => select,
+    };
+    let tokens = state.tokens.as_ref().map(|rows| &rows.tokens);
+    let tokens = tokens.ok_or_else(|| ModelError::Batch("there are no tokens".into()))?;
+    let len = tokens.sequence_len();
+    let mut rows = Vec::with_capacity(tokens.samples());
+    let samples = tokens.ids().chunks(len).zip(tokens.real().chunks(len));
+    for (sample, (ids, real)) in samples.enumerate() {
+        let at = match position {
+            Select::Token(id) => ids.iter().position(|&found| found == id).ok_or_else(|| {
+                ModelError::Batch(format!(
+                    "sample {sample} has no token {id}, the end of text"
+                ))
+            })?,
+            // The first of the largest, as torch's argmax.
+            Select::LargestId => {
+                let largest = ids.iter().max();
+                ids.iter().position(|id| Some(id) == largest).unwrap_or(0)
+            }
+            _ => real.iter().rposition(|&real| real).unwrap_or(0),
+        };
+        rows.push((sample * len + at) as u32);
     }
+    let index = Tensor::from_vec(rows, tokens.samples(), x.device())?;
+    Ok(x.flatten_to(1)?.index_select(&index, 0)?)
 }
 
 fn split(x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {

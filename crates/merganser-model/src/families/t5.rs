@@ -20,6 +20,16 @@ struct Stack {
     max_distance: usize,
 }
 
+/// One attention of a block.
+struct Mixing {
+    /// Name in the checkpoint.
+    name: &'static str,
+    /// What keys and values are made of, if not of the stream itself.
+    memory: Option<Reg>,
+    attention: Attention,
+    bias: Option<Reg>,
+}
+
 impl Stack {
     fn new(config: &Config) -> Result<Self> {
         let (act, gated) = match config.text_if("feed_forward_proj")?.unwrap_or("relu") {
@@ -85,16 +95,13 @@ impl Stack {
     }
 
     /// `hidden + attention(norm(hidden), memory or norm(hidden))`
-    fn attend(
-        &self,
-        net: &mut Builder,
-        hidden: Reg,
-        at: &str,
-        name: &str,
-        memory: Option<Reg>,
-        attention: Attention,
-        bias: Option<Reg>,
-    ) -> Result<Reg> {
+    fn attend(&self, net: &mut Builder, hidden: Reg, at: &str, mixing: Mixing) -> Result<Reg> {
+        let Mixing {
+            name,
+            memory,
+            attention,
+            bias,
+        } = mixing;
         let width = self.heads * self.head_dim;
         let part = |matrix: &str| format!("{at}.{name}.{matrix}");
         let x = net.norm(hidden, &format!("{at}.layer_norm"), self.norm)?;
@@ -147,10 +154,13 @@ pub(super) fn t5(family: &'static str, config: &Config, tensors: &Tensors) -> Re
         if layer == 0 {
             bias = Some(stack.bias(&mut net, hidden, &format!("{at}.0"), true)?);
         }
-        let attention = stack.attention(false, Space::Tokens);
-        let first = format!("{at}.0");
-        let name = "SelfAttention";
-        hidden = stack.attend(&mut net, hidden, &first, name, None, attention, bias)?;
+        let own = Mixing {
+            name: "SelfAttention",
+            memory: None,
+            attention: stack.attention(false, Space::Tokens),
+            bias,
+        };
+        hidden = stack.attend(&mut net, hidden, &format!("{at}.0"), own)?;
         hidden = stack.feed_forward(&mut net, hidden, &format!("{at}.1"))?;
     }
     net.stage("encoder norm", StageKind::Final, None);
@@ -212,13 +222,20 @@ fn decoder(
         if number == 0 {
             bias = Some(stack.bias(net, hidden, &format!("{at}.0"), false)?);
         }
-        let own = stack.attention(true, Space::DecoderTokens);
-        let first = format!("{at}.0");
-        hidden = stack.attend(net, hidden, &first, "SelfAttention", None, own, bias)?;
-        let cross = stack.attention(false, Space::Tokens);
-        let second = format!("{at}.1");
-        let name = "EncDecAttention";
-        hidden = stack.attend(net, hidden, &second, name, Some(memory), cross, None)?;
+        let own = Mixing {
+            name: "SelfAttention",
+            memory: None,
+            attention: stack.attention(true, Space::DecoderTokens),
+            bias,
+        };
+        hidden = stack.attend(net, hidden, &format!("{at}.0"), own)?;
+        let cross = Mixing {
+            name: "EncDecAttention",
+            memory: Some(memory),
+            attention: stack.attention(false, Space::Tokens),
+            bias: None,
+        };
+        hidden = stack.attend(net, hidden, &format!("{at}.1"), cross)?;
         hidden = stack.feed_forward(net, hidden, &format!("{at}.2"))?;
     }
     net.stage("decoder norm", StageKind::Final, None);
