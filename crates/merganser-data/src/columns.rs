@@ -53,7 +53,7 @@ pub fn read_columns(
     let table = Table::open(files, format)?;
     let mut names = texts_from.to_vec();
     names.extend(scores_from);
-    let filter = split.as_deref().map(|split| ("split", split));
+    let filter = filter_of(&table, split.as_deref())?;
     let rows = table.read(&names, filter, samples, seed)?;
     let columns = texts_from
         .iter()
@@ -116,6 +116,19 @@ pub(crate) fn texts_of(table: &Table, rows: &Rows, at: usize, name: &str) -> Res
             )),
         })
         .collect()
+}
+
+/// What rows of `split` have in the column of that name.
+pub(crate) fn filter_of<'a>(
+    table: &Table,
+    split: Option<&'a str>,
+) -> Result<Option<(&'static str, &'a str)>> {
+    match split {
+        Some(split) if table.find("split").is_none() => Err(table.refuse(format!(
+            "there is no column `split`, by which `{split}` would be told apart"
+        ))),
+        split => Ok(split.map(|split| ("split", split))),
+    }
 }
 
 /// The column that the model reads, and whether it holds texts or images.

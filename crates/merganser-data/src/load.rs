@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::columns::{input_column, label_column, texts_of};
+use crate::columns::{filter_of, input_column, label_column, texts_of};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model_files::ModelFiles;
@@ -106,6 +106,74 @@ impl Processor {
         }
     }
 
+    /// The texts of `source` as one: joined by blank lines, tokenised as a whole and cut into windows of the maximum
+    /// length, each of them a sample, as the perplexity of a corpus is made.
+    ///
+    /// # Errors
+    /// As [`Processor::load`], and if the source is no table of texts.
+    pub fn load_joined(&self, source: &Source, options: &LoadOptions) -> Result<Samples> {
+        let Found::Table {
+            files,
+            format,
+            split,
+        } = find(source)?
+        else {
+            return Err(Error::source(
+                &source.path,
+                "holds no texts that could be joined",
+            ));
+        };
+        let table = Table::open(files, format)?;
+        let (column, kind) = input_column(&table, source)?;
+        if kind == Kind::Image {
+            return Err(table.refuse(format!("column `{column}` holds images, not texts")));
+        }
+        let filter = filter_of(&table, split.as_deref())?;
+        let rows = table.read(&[&column], filter, options.samples, options.seed)?;
+        let texts = texts_of(&table, &rows, 0, &column)?;
+        let processor = TextProcessor::open(&self.files, options.max_length)?;
+        let sequences = processor.windows(&texts.join("\n\n"))?;
+        if sequences.is_empty() {
+            return Err(Error::Setting(
+                "the text has no token: the tokenizer gives none for it".into(),
+            ));
+        }
+        Ok(Samples {
+            rows: (0..).take(sequences.len()).collect(),
+            inputs: Inputs::Text {
+                sequences,
+                pad: processor.pad(&self.files)?.unwrap_or(0),
+            },
+            labels: None,
+            notes: vec![format!(
+                "{} rows are read as one text, in windows of {} tokens",
+                texts.len(),
+                processor.max_length()
+            )],
+        })
+    }
+
+    /// How vectors of texts are made of tokens, by the `1_Pooling/config.json` of sentence-transformers: `cls`, `mean`,
+    /// `last`; `None` if there is no such file or it says something else.
+    ///
+    /// # Errors
+    /// If the file is not JSON.
+    pub fn pooling(&self) -> Result<Option<&'static str>> {
+        let config = self.files.json("1_Pooling/config.json")?;
+        let modes = [
+            ("pooling_mode_cls_token", "cls"),
+            ("pooling_mode_mean_tokens", "mean"),
+            ("pooling_mode_lasttoken", "last"),
+        ];
+        Ok(config.and_then(|config| {
+            let on = |key: &str| config.get(key).and_then(serde_json::Value::as_bool) == Some(true);
+            modes
+                .into_iter()
+                .find(|(key, _)| on(key))
+                .map(|(_, name)| name)
+        }))
+    }
+
     /// Samples of texts that are at hand, each with a second text if `pairs` are given.
     ///
     /// # Errors
@@ -133,13 +201,6 @@ impl Processor {
         split: Option<&str>,
         options: &LoadOptions,
     ) -> Result<Samples> {
-        if let Some(split) = split
-            && table.find("split").is_none()
-        {
-            return Err(table.refuse(format!(
-                "there is no column `split`, by which `{split}` would be told apart"
-            )));
-        }
         let (main, kind) = input_column(table, source)?;
         let mut names = vec![main.as_str()];
         names.extend(source.pair.as_deref());
@@ -150,7 +211,7 @@ impl Processor {
             None
         };
         names.extend(label.as_deref());
-        let filter = split.map(|split| ("split", split));
+        let filter = filter_of(table, split)?;
         let rows = table.read(&names, filter, options.samples, options.seed)?;
         let mut notes = Vec::new();
         if rows.blank > 0 {

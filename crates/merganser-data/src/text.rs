@@ -141,18 +141,7 @@ impl TextProcessor {
             .iter()
             .map(|encoding| {
                 let ids = encoding.get_ids().to_vec();
-                if let (Some(limit), Some(&id)) = (self.vocabulary, ids.iter().max())
-                    && id as usize >= limit
-                {
-                    return Err(Error::model(
-                        &self.folder,
-                        format!(
-                            "its tokenizer gives token {id} (`{}`), but the model's vocabulary has {limit} tokens; the \
-                             tokenizer belongs to another model",
-                            self.tokenizer.id_to_token(id).unwrap_or_default()
-                        ),
-                    ));
-                }
+                self.check(&ids)?;
                 let types = encoding.get_type_ids();
                 Ok(Sequence {
                     ids,
@@ -166,6 +155,40 @@ impl TextProcessor {
             })
             .collect::<Result<_>>()?;
         Ok((sequences, cut))
+    }
+
+    /// Ids of a long text, its special tokens around the whole, in windows of the maximum length.
+    pub(crate) fn windows(&self, text: &str) -> Result<Vec<Sequence>> {
+        let failed = |error: tokenizers::Error| {
+            Error::model(&self.folder.join("tokenizer.json"), error.to_string())
+        };
+        let mut tokenizer = self.tokenizer.clone();
+        tokenizer.with_truncation(None).map_err(failed)?;
+        let encoding = tokenizer.encode(text, true).map_err(failed)?;
+        self.check(encoding.get_ids())?;
+        let windows = encoding.get_ids().chunks(self.max_length);
+        Ok(windows
+            .map(|ids| Sequence {
+                ids: ids.to_vec(),
+                ..Sequence::default()
+            })
+            .collect())
+    }
+
+    /// Refuses ids that the model has no row for.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = outside(ids, self.vocabulary) else {
+            return Ok(());
+        };
+        Err(Error::model(
+            &self.folder,
+            format!(
+                "its tokenizer gives token {id} (`{}`), but the model's vocabulary has {} tokens; the tokenizer belongs to \
+                 another model",
+                self.tokenizer.id_to_token(id).unwrap_or_default(),
+                self.vocabulary.unwrap_or(0)
+            ),
+        ))
     }
 
     /// The id of padding: what the tokenizer's files or the config name; `None` if they name none.
@@ -213,7 +236,7 @@ pub(crate) fn check_length(length: usize, files: &ModelFiles) -> Result<()> {
     }
 }
 
-/// Whether every id is a row of the model's vocabulary; the first that is not.
+/// The first id that is no row of the model's vocabulary.
 pub(crate) fn outside(ids: &[u32], vocabulary: Option<usize>) -> Option<u32> {
     let limit = vocabulary?;
     ids.iter().copied().find(|&id| id as usize >= limit)

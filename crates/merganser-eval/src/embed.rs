@@ -32,7 +32,7 @@ pub fn embed(
         ));
     }
     let network = model.network(Modality::Text)?;
-    let feature = feature.unwrap_or_else(|| Feature::of(&network));
+    let feature = feature.map_or_else(|| model.feature(&network), Ok)?;
     let mut vectors = features(&network, model, &samples, feature, batch_size)?;
     vectors.normalise();
     let mut all = Vectors {

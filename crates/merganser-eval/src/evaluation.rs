@@ -404,9 +404,12 @@ fn perplexity(
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<(Metric, Score)> {
-    let samples = model
-        .processor()
-        .load(&task.data, &load_options(task, false))?;
+    let load = load_options(task, false);
+    let samples = if task.concat {
+        model.processor().load_joined(&task.data, &load)?
+    } else {
+        model.processor().load(&task.data, &load)?
+    };
     notes.extend(samples.notes.iter().cloned());
     let network = model.network(modality(&samples))?;
     let found = likelihood(&network, model, &samples, options.batch_size)?;

@@ -268,7 +268,7 @@ pub fn class_logits(
         }
         Some(Head::Linear(head)) => {
             let network = model.network(modality(samples))?;
-            let feature = feature.unwrap_or_else(|| Feature::of(&network));
+            let feature = feature.map_or_else(|| model.feature(&network), Ok)?;
             let mut features = features(&network, model, samples, feature, batch_size)?;
             if unit {
                 features.normalise();

@@ -11,6 +11,7 @@ use merganser_store::checkpoint::Checkpoint;
 use serde_json::Value;
 
 use crate::error::{EvalError, Result};
+use crate::forward::Feature;
 
 /// An opened model.
 #[derive(Debug)]
@@ -106,6 +107,20 @@ impl Loaded {
     /// How its folder prepares samples.
     pub fn processor(&self) -> &Processor {
         &self.processor
+    }
+
+    /// The vector that stands for a sample: what its folder says (the pooling of sentence-transformers), or what is
+    /// customary for `network`.
+    ///
+    /// # Errors
+    /// If the settings of its folder are not JSON.
+    pub fn feature(&self, network: &Network) -> Result<Feature> {
+        Ok(match self.processor.pooling()? {
+            Some("cls") => Feature::Cls,
+            Some("mean") => Feature::Mean,
+            Some("last") => Feature::Last,
+            _ => Feature::of(network),
+        })
     }
 
     /// A value of its config.json.

@@ -93,6 +93,8 @@ pub struct Task {
     /// Retrieval: numbers of nearest passages looked at (default: 1, 5 and 10). The first is the one in tables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub k: Vec<usize>,
+    /// Perplexity: whether the rows are one text, cut into windows of the maximum length.
+    pub concat: bool,
     /// Take this many samples, chosen at random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<usize>,

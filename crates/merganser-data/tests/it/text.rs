@@ -178,3 +178,46 @@ proptest! {
         prop_assert_eq!(seen, ids(&samples));
     }
 }
+
+#[test]
+fn rows_read_as_one_text_are_windows_of_equal_length() {
+    let place = Place::text();
+    let source = Source::new(place.write("a.txt", "the cat\n\nsat on a\nmat"));
+    let options = LoadOptions {
+        max_length: Some(4),
+        ..LoadOptions::default()
+    };
+    let model = merganser_data::Processor::open(&place.path("model")).unwrap();
+    let samples = model.load_joined(&source, &options).unwrap();
+    assert_eq!(ids(&samples), [vec![2, 4, 5, 6], vec![7, 8, 9, 3]]);
+    assert_eq!(samples.rows, [0, 1]);
+    assert_eq!(
+        samples.notes,
+        ["3 rows are read as one text, in windows of 4 tokens"]
+    );
+    let tensors = [crate::support::i64s("input_ids", &[1, 2], &[2, 3])];
+    let source = Source::new(place.tensors("a.safetensors", &tensors, &[]));
+    let error = model.load_joined(&source, &options).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("holds no texts that could be joined")
+    );
+}
+
+#[test]
+fn the_pooling_of_sentence_transformers_is_known() {
+    let place = Place::text();
+    let pooling = |place: &Place| {
+        merganser_data::Processor::open(&place.path("model"))
+            .unwrap()
+            .pooling()
+            .unwrap()
+    };
+    assert_eq!(pooling(&place), None);
+    place.json(
+        "model/1_Pooling/config.json",
+        &json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}),
+    );
+    assert_eq!(pooling(&place), Some("cls"));
+}

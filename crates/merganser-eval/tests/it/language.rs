@@ -4,7 +4,7 @@ use merganser_data::Source;
 use merganser_eval::{Kind, Task, likelihood};
 use merganser_model::Modality;
 
-use crate::support::{expected, golden, inputs, open, read, run};
+use crate::support::{Folder, expected, golden, inputs, open, read, run};
 
 /// Σ −log p of each sample and its tokens, from PyTorch's logits, in f64.
 fn from_logits(name: &str) -> Vec<(f64, f64)> {
@@ -75,4 +75,26 @@ fn models_that_see_what_they_would_predict_have_no_perplexity() {
         error.contains("what is to be measured is not clear"),
         "{error}"
     );
+}
+
+#[test]
+fn a_corpus_is_scored_in_windows() {
+    let folder = Folder::new();
+    let path = folder.with_tokenizer("gpt2");
+    let data = folder.file("corpus.txt", "w3 w4 w5 w6\nw7 w8 w9\nw10 w11 w12 w13\n");
+    let score = |concat, data: &std::path::Path| {
+        let task = Task {
+            concat,
+            max_length: Some(4),
+            ..Task::new(Source::new(data))
+        };
+        let found = run(&[&path], &[task]).unwrap();
+        found.tasks[0].scores[0].clone()
+    };
+    let joined = score(true, &data);
+    assert_eq!((joined.samples, joined.also[1].1), (3, 8.0));
+    // The same windows as rows of their own.
+    let rows = folder.file("rows.txt", "w3 w4 w5 w6\nw7 w8 w9 w10\nw11 w12 w13\n");
+    assert_eq!(score(false, &rows).value, joined.value);
+    assert_ne!(score(false, &data).value, joined.value);
 }

@@ -80,6 +80,20 @@ impl Folder {
         folder
     }
 
+    /// A copy of a golden network with a tokenizer of numbered words, `w0` to `w59`.
+    pub(crate) fn with_tokenizer(&self, name: &str) -> PathBuf {
+        let path = self.model(name, name, &read(&golden(name).join("model.safetensors")));
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            (0..60).map(|id| (format!("w{id}"), id.into())).collect();
+        let tokenizer = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w1"},
+        });
+        self.file(&format!("{name}/tokenizer.json"), &tokenizer.to_string());
+        path
+    }
+
     /// The golden inputs of a network with labels.
     pub(crate) fn labelled(&self, name: &str, labels: &[u32]) -> PathBuf {
         let path = self.path(&format!("{name}.safetensors"));

@@ -87,28 +87,10 @@ fn every_step_is_announced() {
     assert_eq!(error.to_string(), "an evaluation needs a model and a task");
 }
 
-/// The golden MiniLM with a tokenizer of numbers as words.
-fn minilm(folder: &Folder) -> std::path::PathBuf {
-    let path = folder.model(
-        "minilm",
-        "minilm",
-        &read(&golden("minilm").join("model.safetensors")),
-    );
-    let vocab: serde_json::Map<String, serde_json::Value> =
-        (0..60).map(|id| (format!("w{id}"), json!(id))).collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w1"},
-    });
-    folder.file("minilm/tokenizer.json", &tokenizer.to_string());
-    path
-}
-
 #[test]
 fn similarity_follows_the_order_of_the_cosines() {
     let folder = Folder::new();
-    let path = minilm(&folder);
+    let path = folder.with_tokenizer("minilm");
     let model = Loaded::open("minilm", &path, None, u64::MAX).unwrap();
     let texts: Vec<String> = (0..6)
         .map(|k| format!("w{} w{} w{}", 10 + k, 20 + 2 * k, 30 - k))
@@ -146,7 +128,7 @@ fn similarity_follows_the_order_of_the_cosines() {
 #[test]
 fn a_query_that_is_its_passage_is_found_first() {
     let folder = Folder::new();
-    let path = minilm(&folder);
+    let path = folder.with_tokenizer("minilm");
     let lines: Vec<String> = (0..8)
         .map(|k| {
             let text = format!("w{} w{} w{}", 5 + k, 50 - 3 * k, 20 + k);

@@ -65,14 +65,28 @@ pub(crate) struct Measure {
     /// Scale features to unit length before the head
     #[arg(long, conflicts_with = "tasks")]
     pub(crate) unit: bool,
+    /// Perplexity: read the rows as one text, in windows of the maximum length
+    #[arg(long, conflicts_with = "tasks")]
+    pub(crate) concat: bool,
     /// Similarity, retrieval: the columns of the two texts, as A,B
-    #[arg(long, value_name = "A,B", value_delimiter = ',', num_args = 1, conflicts_with = "tasks")]
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        num_args = 1,
+        conflicts_with = "tasks"
+    )]
     pub(crate) columns: Option<Vec<String>>,
     /// Similarity: the column of scores
     #[arg(long, value_name = "COLUMN", conflicts_with = "tasks")]
     pub(crate) score: Option<String>,
     /// Retrieval: numbers of nearest passages looked at [default: 1,5,10]
-    #[arg(short, value_name = "K,…", value_delimiter = ',', conflicts_with = "tasks")]
+    #[arg(
+        short,
+        value_name = "K,…",
+        value_delimiter = ',',
+        conflicts_with = "tasks"
+    )]
     pub(crate) k: Vec<usize>,
 }
 
@@ -128,7 +142,8 @@ pub(crate) fn run(arguments: &Evaluate, memory: u64, output: &Output) -> Result<
     })
     .map_err(failure)?;
     if output.json {
-        let json = serde_json::to_value(&found).map_err(|error| Failure::Usage(error.to_string()))?;
+        let json =
+            serde_json::to_value(&found).map_err(|error| Failure::Usage(error.to_string()))?;
         Output::event(&json);
         return Ok(());
     }
@@ -179,6 +194,7 @@ fn tasks(arguments: &Evaluate) -> Result<Vec<Task>, Failure> {
         reference: measure.reference.clone(),
         columns,
         score: measure.score.clone(),
+        concat: measure.concat,
         k: measure.k.clone(),
         samples: samples.samples,
         seed: samples.seed.unwrap_or(0),

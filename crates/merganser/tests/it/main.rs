@@ -3,6 +3,7 @@
 //! One test binary for all of them, because linking takes longer than running.
 
 mod determinism;
+mod evaluate;
 mod faults;
 mod golden;
 mod messages;
