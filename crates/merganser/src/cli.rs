@@ -64,9 +64,9 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Merge models that come with the program by seven methods, and compare them
     Demo(Demo),
-    /// Record what a model's layers read on samples of its task, for merges that look at data
+    /// Record what a model's layers read on samples of its task
     Calibrate(Calibrate),
-    /// Say how good a merge by projection will be, layer by layer, without writing a model
+    /// Say how good a projection will be, without writing a model
     Diagnose(Diagnose),
     /// Measure models on labelled data: accuracy, perplexity, similarity, retrieval
     Evaluate(crate::commands::evaluate::Evaluate),

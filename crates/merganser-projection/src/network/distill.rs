@@ -118,7 +118,13 @@ pub fn distill(
                 let state = State::new(network, &teacher.batches[*batch], &device)
                     .map_err(forward(&teacher.name))?;
                 let loss = plan
-                    .loss(network, &resident, state.differentiable(true), target, targets)
+                    .loss(
+                        network,
+                        &resident,
+                        state.differentiable(true),
+                        target,
+                        targets,
+                    )
                     .map_err(forward(&teacher.name))?;
                 let loss = (loss * (teacher.weight / teachers.len() as f64)).map_err(problem)?;
                 let value = loss.to_scalar::<f32>().map_err(problem)?;
@@ -302,7 +308,10 @@ impl Plan {
                 .and_then(|d| d.sqr())
                 .and_then(|d| d.sum_all())
                 .and_then(|s| s.to_scalar::<f32>());
-            Ok((f64::from(sum.map_err(|error| fault(error.into()))?), a.dims()[0] as f64))
+            Ok((
+                f64::from(sum.map_err(|error| fault(error.into()))?),
+                a.dims()[0] as f64,
+            ))
         };
         let mean = |part: &dyn Fn(&Target) -> Tensor| -> Result<f64, NetworkError> {
             let (mut sum, mut rows) = (0.0, 0.0);
@@ -335,7 +344,12 @@ impl Plan {
         let own = self.run(network, weights, state)?;
         let mut loss = (error(&own.feature, &target.feature)? / targets.energy)?;
         let layers = self.blocks.len().max(1) as f64;
-        for ((own, target), energy) in own.hidden.iter().zip(&target.hidden).zip(&targets.hidden_energy) {
+        for ((own, target), energy) in own
+            .hidden
+            .iter()
+            .zip(&target.hidden)
+            .zip(&targets.hidden_energy)
+        {
             let share = (error(own, target)? * (self.hidden / layers / energy))?;
             loss = (loss + share)?;
         }
@@ -375,7 +389,12 @@ impl<'a> Resident<'a> {
         let stages = network.stages.iter();
         for stage in stages.filter(|stage| stage.kind != StageKind::VocabularyHead) {
             let loaded = StageWeights::load(stage, source)?;
-            tensors.extend(loaded.resident().iter().map(|(name, t)| (name.clone(), t.clone())));
+            tensors.extend(
+                loaded
+                    .resident()
+                    .iter()
+                    .map(|(name, t)| (name.clone(), t.clone())),
+            );
         }
         Ok(Self { tensors, source })
     }
@@ -414,7 +433,10 @@ impl Order {
         if self.left.is_empty() {
             self.left = (0..self.count).collect();
         }
-        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let at = (self.state >> 33) as usize % self.left.len().max(1);
         self.left.swap_remove(at)
     }

@@ -11,8 +11,8 @@ use super::simple::PriorOf;
 use super::walk::{StageWalk, forward};
 use super::{Layer, LayerKind, NetworkError, Rule, Stream, measure};
 use crate::{
-    DataFree, Error, HeldOut, InputMoments, Note, Problem, Programme, Ridge, Solution, TargetMoments, Task,
-    lot, regmean,
+    DataFree, Error, HeldOut, InputMoments, Note, Problem, Programme, Ridge, Solution,
+    TargetMoments, Task, lot, regmean,
 };
 
 /// Widest input whose matrices are held in f64.
