@@ -1,5 +1,7 @@
 //! Every family against what transformers computes (tests/golden/forward, made by scripts/make_forward_fixtures.py).
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use candle_core::{DType, Tensor};

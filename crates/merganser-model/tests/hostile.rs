@@ -1,5 +1,7 @@
 //! Wrong configs, checkpoints and batches give errors that say what is wrong; nothing panics.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeMap;

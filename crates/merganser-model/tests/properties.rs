@@ -1,6 +1,8 @@
 //! What must hold of every program: padding is nobody's business, every tensor is a tap, registers are freed, chunks of
 //! logits are the logits, gradients are derivatives.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -63,8 +63,8 @@ pub(crate) fn plan(
         .map_err(|error| vec![error])?,
         None => None,
     };
-    let calibration = calibrated::tasks(&chosen, document, &layout, &inputs)
-        .map_err(|error| vec![error])?;
+    let calibration =
+        calibrated::tasks(&chosen, document, &layout, &inputs).map_err(|error| vec![error])?;
     let mut outputs = extras::add(method, models, outputs, &mut maker.notes);
     let notes = maker.notes.into_iter().collect();
     let seed = options

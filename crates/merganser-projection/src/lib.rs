@@ -50,6 +50,9 @@
 //! stores W transposed: transpose the updates before and the answer after. A convolution is linear in its unfolded
 //! patches. A bias is one more column of W with input 1: see [`InputMoments::with_bias`].
 
+// Errors say everything a user needs, and are made once.
+#![allow(clippy::result_large_err)]
+
 mod captured;
 mod channels;
 mod core;

@@ -4,6 +4,9 @@
 //! offset, in parallel; a journal records finished tensors with a hash of their bytes, so that a run that was
 //! interrupted goes on where it stopped. Only when all is there are the files moved into place.
 
+// Errors say everything a user needs, and are made once.
+#![allow(clippy::result_large_err)]
+
 mod calibration;
 pub mod compare;
 pub mod describe;

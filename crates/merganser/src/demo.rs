@@ -49,9 +49,15 @@ const FILES: &[Bundled] = bundled![
 /// The tasks and what they ask.
 const TASKS: [(&str, &str); 4] = [
     ("turned", "one digit lying on its side: which is it?"),
-    ("sum", "two digits side by side: the last digit of their sum"),
+    (
+        "sum",
+        "two digits side by side: the last digit of their sum",
+    ),
     ("larger", "two digits, one above the other: the larger one"),
-    ("difference", "two digits corner to corner: how far apart are they?"),
+    (
+        "difference",
+        "two digits corner to corner: how far apart are they?",
+    ),
 ];
 
 /// A merge of the demo: its name in tables, its folder, and the part of the recipe that is its own.
@@ -143,12 +149,17 @@ pub fn demo(folder: &Path, say: &dyn Fn(&str)) -> Result<Demo, Failure> {
         ..MergeOptions::default()
     };
     let found = diagnose_recipe(&path, &text, &options, &Quiet)?;
-    let mut report = found.into_iter().find_map(|planned| planned.report).unwrap_or_default();
+    let mut report = found
+        .into_iter()
+        .find_map(|planned| planned.report)
+        .unwrap_or_default();
     say("evaluating");
     let evaluation = evaluate(folder, &merged)?;
     complete(&mut report, &merged, &evaluation);
     let page = at("report.html");
-    let html = report.to_html().map_err(|error| Failure::Usage(error.to_string()))?;
+    let html = report
+        .to_html()
+        .map_err(|error| Failure::Usage(error.to_string()))?;
     write(&page, html.as_bytes())?;
     Ok(Demo {
         report,
@@ -160,7 +171,9 @@ pub fn demo(folder: &Path, say: &dyn Fn(&str)) -> Result<Demo, Failure> {
 fn unpack(folder: &Path) -> Result<(), Failure> {
     const MARK: &str = "This folder belongs to `merganser demo`, which writes it anew.\n";
     let mark = folder.join("DEMO.txt");
-    let taken = folder.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let taken = folder
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_some());
     if taken && !mark.is_file() {
         return Err(Failure::Usage(format!(
             "'{}' is not empty and was not made by the demo; name another folder with --out",
@@ -235,11 +248,21 @@ fn complete(report: &mut Report, merged: &[(String, PathBuf)], evaluation: &Eval
         high: score.interval.map(|[_, high]| high),
     };
     let column = |model: usize| {
-        Accuracy::of_tasks(evaluation.tasks.iter().map(|task| score(&task.scores[model])).collect())
+        Accuracy::of_tasks(
+            evaluation
+                .tasks
+                .iter()
+                .map(|task| score(&task.scores[model]))
+                .collect(),
+        )
     };
     for (k, (name, _)) in merged.iter().enumerate() {
         let accuracy = Some(column(k + 1));
-        match report.methods.iter_mut().find(|method| &method.name == name) {
+        match report
+            .methods
+            .iter_mut()
+            .find(|method| &method.name == name)
+        {
             Some(method) => method.accuracy = accuracy,
             None => report.methods.push(Method {
                 accuracy,
@@ -249,8 +272,14 @@ fn complete(report: &mut Report, merged: &[(String, PathBuf)], evaluation: &Eval
     }
     // What the diagnosis calls its own merge is one of them; merges that were not made here say nothing here.
     let shown = |method: &Method| method.kind == MethodKind::Basis || method.accuracy.is_some();
-    report.methods.retain(|method| method.name != crate::run::OWN && shown(method));
-    let names: Vec<String> = report.methods.iter().map(|method| method.name.clone()).collect();
+    report
+        .methods
+        .retain(|method| method.name != crate::run::OWN && shown(method));
+    let names: Vec<String> = report
+        .methods
+        .iter()
+        .map(|method| method.name.clone())
+        .collect();
     for layer in &mut report.layers {
         layer.captured.retain(|name, _| names.contains(name));
     }
@@ -259,10 +288,11 @@ fn complete(report: &mut Report, merged: &[(String, PathBuf)], evaluation: &Eval
          inputs that the merged layers before give, which this figure does not credit and the accuracy does"
             .into(),
     );
-    let individual = evaluation
-        .tasks
-        .iter()
-        .map(|task| task.reference.as_ref().map_or_else(Score::default, |it| score(&it.score)));
+    let individual = evaluation.tasks.iter().map(|task| {
+        task.reference
+            .as_ref()
+            .map_or_else(Score::default, |it| score(&it.score))
+    });
     report.evaluation = Some(Terms {
         base: Some(column(0)),
         individual: Some(Accuracy::of_tasks(individual.collect())),

@@ -11,6 +11,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+// Errors say everything a user needs, and are made once.
+#![allow(clippy::result_large_err)]
+
 pub use merganser_data as data;
 pub use merganser_eval as eval;
 pub use merganser_kernels as kernels;
@@ -25,8 +28,8 @@ mod demo;
 mod rebuild;
 mod workflow;
 
-pub use merganser_run::{Event, Observer, Quiet, seal};
 pub use demo::{Demo, demo};
+pub use merganser_run::{Event, Observer, Quiet, seal};
 pub use rebuild::rebuild;
 pub use workflow::{
     Failure, MergeOptions, Planned, calibrate, diagnose_recipe, merge_recipe, plan_recipe,

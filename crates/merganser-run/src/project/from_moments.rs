@@ -220,10 +220,10 @@ fn layer<T: Real>(
     merged.add_scaled(1.0, &base);
     let d = inputs[0].dim();
     let w = Matrix::from_fn(merged.rows(), d, |i, j| merged.get(i, j));
-    keep(host, &output.name, &output.shape, orientation.stored(w))?;
+    keep(host, &output.name, &output.shape, &orientation.stored(w))?;
     if let Some(bias) = bias {
         let b = Matrix::from_fn(1, merged.rows(), |_, i| merged.get(i, d));
-        keep(host, &bias.name, &bias.shape, b)?;
+        keep(host, &bias.name, &bias.shape, &b)?;
     }
     Ok(Layer {
         tensor: output.name.clone(),
@@ -247,7 +247,7 @@ fn keep<T: Real>(
     host: &Host<'_>,
     name: &str,
     shape: &[usize],
-    values: Matrix<T>,
+    values: &Matrix<T>,
 ) -> Result<(), RunError> {
     let values: Vec<f32> = values
         .as_slice()

@@ -114,7 +114,8 @@ impl network::Host for Host<'_> {
                     let inputs = (inputs.as_slice(), base);
                     let survey = Survey::default();
                     let merged =
-                        self.tensors.by_method(usual.method, output, inputs, &settings, &survey)?;
+                        self.tensors
+                            .by_method(usual.method, output, inputs, &settings, &survey)?;
                     Ok((usual.name.to_owned(), merged))
                 }
                 Rival::Merged(name, model) => {

@@ -56,7 +56,7 @@ pub(crate) fn usual(given: &[(String, Model)]) -> Vec<Rival<'_>> {
 
 fn methods() -> Vec<Usual> {
     let normalize = |yes| ("normalize", Value::Bool(yes));
-    let list: [(&'static str, &'static str, Vec<(&'static str, Value)>); 5] = [
+    let list = [
         ("average", "task_arithmetic", vec![normalize(true)]),
         (
             "task arithmetic 0.3",

@@ -10,7 +10,10 @@ use tempfile::TempDir;
 use crate::program::{Run, run};
 
 fn demo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/demo").canonicalize().expect("the demo's files")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../examples/demo")
+        .canonicalize()
+        .expect("the demo's files")
 }
 
 /// A recipe over two of the demo's tasks; `head` is its own part, `calibration` what stands at a model.
@@ -26,7 +29,10 @@ fn recipe(head: &str, calibration: impl Fn(&str) -> String) -> String {
 
 fn with_data(head: &str, samples: usize) -> String {
     let text = recipe(head, |task| {
-        format!("    calibration: {}/data/{task}.safetensors\n", demo().display())
+        format!(
+            "    calibration: {}/data/{task}.safetensors\n",
+            demo().display()
+        )
     });
     text + &format!("calibration: {{prefix: calib, samples: {samples}}}\n")
 }
@@ -50,7 +56,9 @@ fn a_projection_is_written_with_its_report() {
     let out = dir.path().join("out");
     let page = fs::read_to_string(out.join("report.html")).expect("a report");
     assert!(page.contains("<svg") && !page.contains("<script src"));
-    let report: Value = serde_json::from_str(&fs::read_to_string(out.join("report.json")).expect("JSON")).expect("JSON");
+    let report: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("report.json")).expect("JSON"))
+            .expect("JSON");
     let layers = report["layers"].as_array().expect("layers");
     assert!(layers.len() > 20);
     for layer in layers {
@@ -76,7 +84,12 @@ fn the_bytes_do_not_depend_on_threads() {
     let dir = TempDir::new().expect("a folder");
     let text = with_data("merge_method: projection", 24);
     for threads in ["1", "2", "3"] {
-        let done = merge(&dir, &text, &format!("out{threads}"), &["--threads", threads]);
+        let done = merge(
+            &dir,
+            &text,
+            &format!("out{threads}"),
+            &["--threads", threads],
+        );
         assert_eq!(done.code, Some(0), "{}", done.stderr);
     }
     assert_eq!(weights(&dir, "out1"), weights(&dir, "out2"));
@@ -90,7 +103,9 @@ fn an_interrupted_projection_ends_in_the_same_bytes() {
     assert_eq!(merge(&dir, &text, "whole", &[]).code, Some(0));
     fs::write(dir.path().join("recipe.yml"), &text).expect("a recipe");
     let mut command = crate::program::merganser();
-    command.current_dir(dir.path()).args(["merge", "recipe.yml", "cut", "--quiet"]);
+    command
+        .current_dir(dir.path())
+        .args(["merge", "recipe.yml", "cut", "--quiet"]);
     let journal = dir.path().join("cut/.partial-merganser/journal");
     let enough = || fs::read_to_string(&journal).is_ok_and(|text| text.lines().count() > 60);
     crate::program::interrupt(command, enough);
@@ -102,9 +117,22 @@ fn an_interrupted_projection_ends_in_the_same_bytes() {
 #[test]
 fn more_is_captured_with_more_freedom() {
     let dir = TempDir::new().expect("a folder");
-    let text = with_data("merge_method: projection\nparameters: {sequential: false}", 48);
+    let text = with_data(
+        "merge_method: projection\nparameters: {sequential: false}",
+        48,
+    );
     fs::write(dir.path().join("recipe.yml"), text).expect("a recipe");
-    let done = run(dir.path(), ["diagnose", "recipe.yml", "--json", "--quiet", "--report", "page.html"]);
+    let done = run(
+        dir.path(),
+        [
+            "diagnose",
+            "recipe.yml",
+            "--json",
+            "--quiet",
+            "--report",
+            "page.html",
+        ],
+    );
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     let report: Value = done
         .stdout
@@ -147,15 +175,26 @@ fn moments_stand_for_samples() {
         assert_eq!(done.code, Some(0), "{}", done.stderr);
     }
     let head = "merge_method: projection\nparameters: {sequential: false}";
-    let from_moments = recipe(head, |task| format!("    calibration: {task}.moments.safetensors\n"));
+    let from_moments = recipe(head, |task| {
+        format!("    calibration: {task}.moments.safetensors\n")
+    });
     assert_eq!(merge(&dir, &from_moments, "moments", &[]).code, Some(0));
-    assert_eq!(merge(&dir, &with_data(head, 32), "samples", &[]).code, Some(0));
+    assert_eq!(
+        merge(&dir, &with_data(head, 32), "samples", &[]).code,
+        Some(0)
+    );
     let (a, b) = (weights(&dir, "moments"), weights(&dir, "samples"));
-    let (a, b) = (SafeTensors::deserialize(&a).expect("safetensors"), SafeTensors::deserialize(&b).expect("safetensors"));
+    let (a, b) = (
+        SafeTensors::deserialize(&a).expect("safetensors"),
+        SafeTensors::deserialize(&b).expect("safetensors"),
+    );
     let name = "vit.encoder.layer.1.intermediate.dense.weight";
     let numbers = |file: &SafeTensors<'_>| -> Vec<f32> {
         let bytes = file.tensor(name).expect("the tensor").data().to_vec();
-        bytes.chunks(4).map(|x| f32::from_le_bytes(x.try_into().expect("four bytes"))).collect()
+        bytes
+            .chunks(4)
+            .map(|x| f32::from_le_bytes(x.try_into().expect("four bytes")))
+            .collect()
     };
     for (x, y) in numbers(&a).iter().zip(numbers(&b)) {
         assert!((x - y).abs() < 1e-4, "{x} against {y}");
@@ -167,7 +206,11 @@ fn moments_stand_for_samples() {
     });
     let refused = merge(&dir, &swapped, "swapped", &[]);
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-    assert!(refused.stderr.contains("moments are of model"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("moments are of model"),
+        "{}",
+        refused.stderr
+    );
     assert!(!dir.path().join("swapped/model.safetensors").exists());
 }
 
@@ -175,15 +218,32 @@ fn moments_stand_for_samples() {
 fn the_relatives_run() {
     let dir = TempDir::new().expect("a folder");
     for method in ["regmean", "regmean++", "lot"] {
-        let done = merge(&dir, &with_data(&format!("merge_method: {method}"), 16), method, &[]);
+        let done = merge(
+            &dir,
+            &with_data(&format!("merge_method: {method}"), 16),
+            method,
+            &[],
+        );
         assert_eq!(done.code, Some(0), "{method}: {}", done.stderr);
     }
-    for head in ["merge_method: wudi", "merge_method: wudi\nparameters: {solver: closed}", "merge_method: tsv_m"] {
-        let done = merge(&dir, &recipe(head, |_| String::new()), "data-free", &["--overwrite"]);
+    for head in [
+        "merge_method: wudi",
+        "merge_method: wudi\nparameters: {solver: closed}",
+        "merge_method: tsv_m",
+    ] {
+        let done = merge(
+            &dir,
+            &recipe(head, |_| String::new()),
+            "data-free",
+            &["--overwrite"],
+        );
         assert_eq!(done.code, Some(0), "{head}: {}", done.stderr);
     }
     for (name, parameters) in [
-        ("bases", "{basis: [{filter: attention, value: diagonal}, {filter: output, value: best-rank}, {value: task}], rank: 4}"),
+        (
+            "bases",
+            "{basis: [{filter: attention, value: diagonal}, {filter: output, value: best-rank}, {value: task}], rank: 4}",
+        ),
         ("sparse", "{basis: sparse, mask: sign, constraint: box}"),
         ("auto", "{basis: auto, ridge: auto}"),
         ("distilled", "{distill: 3}"),
@@ -197,16 +257,32 @@ fn the_relatives_run() {
 #[test]
 fn bad_samples_are_refused_before_anything_is_written() {
     let dir = TempDir::new().expect("a folder");
-    let file = |name: &str, content: &[u8]| fs::write(dir.path().join(name), content).expect("a file");
+    let file =
+        |name: &str, content: &[u8]| fs::write(dir.path().join(name), content).expect("a file");
     file("empty.jsonl", b"");
-    file("texts.jsonl", b"{\"text\": \"a text for a network that reads images\"}\n");
+    file(
+        "texts.jsonl",
+        b"{\"text\": \"a text for a network that reads images\"}\n",
+    );
     let tensors = |name: &str, shape: Vec<usize>, values: &[f32], key: &str| {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes).expect("a view");
-        safetensors::serialize_to_file([(key, view)], None, &dir.path().join(name)).expect("a file");
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes)
+            .expect("a view");
+        safetensors::serialize_to_file([(key, view)], None, &dir.path().join(name))
+            .expect("a file");
     };
-    tensors("large.safetensors", vec![2, 1, 20, 20], &[0.5; 800], "pixel_values");
-    tensors("nan.safetensors", vec![2, 1, 16, 16], &[f32::NAN; 512], "pixel_values");
+    tensors(
+        "large.safetensors",
+        vec![2, 1, 20, 20],
+        &[0.5; 800],
+        "pixel_values",
+    );
+    tensors(
+        "nan.safetensors",
+        vec![2, 1, 16, 16],
+        &[f32::NAN; 512],
+        "pixel_values",
+    );
     tensors("labels.safetensors", vec![2], &[1.0; 2], "labels");
     for (name, said) in [
         ("missing.jsonl", "cannot read calibration data"),
@@ -216,18 +292,38 @@ fn bad_samples_are_refused_before_anything_is_written() {
         ("nan.safetensors", "NaN"),
         ("labels.safetensors", "labels"),
     ] {
-        let text = recipe("merge_method: projection", |_| format!("    calibration: {name}\n"));
+        let text = recipe("merge_method: projection", |_| {
+            format!("    calibration: {name}\n")
+        });
         let refused = merge(&dir, &text, "out", &[]);
         assert_eq!(refused.code, Some(2), "{name}: {}", refused.stderr);
         assert!(refused.stderr.contains(said), "{name}: {}", refused.stderr);
         assert!(!dir.path().join("out/model.safetensors").exists(), "{name}");
     }
-    let none = merge(&dir, &recipe("merge_method: projection", |_| String::new()), "out", &[]);
+    let none = merge(
+        &dir,
+        &recipe("merge_method: projection", |_| String::new()),
+        "out",
+        &[],
+    );
     assert_eq!(none.code, Some(2));
-    assert!(none.stderr.contains("has no calibration data"), "{}", none.stderr);
-    let parts = merge(&dir, &with_data("merge_method: projection", 8), "out", &["--part", "1/2"]);
+    assert!(
+        none.stderr.contains("has no calibration data"),
+        "{}",
+        none.stderr
+    );
+    let parts = merge(
+        &dir,
+        &with_data("merge_method: projection", 8),
+        "out",
+        &["--part", "1/2"],
+    );
     assert_eq!(parts.code, Some(2), "{}", parts.stderr);
     let typo = with_data("merge_method: projection\nparameters: {basiss: full}", 8);
     let refused = merge(&dir, &typo, "out", &[]);
-    assert!(refused.stderr.contains("did you mean `basis`?"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("did you mean `basis`?"),
+        "{}",
+        refused.stderr
+    );
 }
