@@ -18,6 +18,7 @@ import json
 import pathlib
 import shutil
 import sys
+import zlib
 
 import torch
 import transformers as tf
@@ -131,6 +132,7 @@ FAMILIES = {
         tf.CLIPVisionModelWithProjection, tf.CLIPVisionConfig(**VISION, projection_dim=24, hidden_act="gelu"),
         image_inputs(), torch.bfloat16,
     ),
+    "clip_classifier": (tf.CLIPForImageClassification, clip(num_labels=5), image_inputs(), torch.bfloat16),
     "clip_text": (
         tf.CLIPTextModel, tf.CLIPTextConfig(**CLIP_TEXT, eos_token_id=2), clip_text_inputs(VOCAB - 1), torch.bfloat16,
     ),
@@ -141,6 +143,12 @@ FAMILIES = {
     "llama_linear": (
         tf.LlamaModel,
         tf.LlamaConfig(**DECODER, rope_parameters=dict(rope_type="linear", factor=2.5, rope_theta=500.0)),
+        text_inputs(), torch.bfloat16,
+    ),
+    "llama_yarn": (
+        tf.LlamaModel,
+        tf.LlamaConfig(**DECODER, rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=100.0, beta_fast=4.0,
+                                                       original_max_position_embeddings=16)),
         text_inputs(), torch.bfloat16,
     ),
     "llama_score": (
@@ -183,6 +191,13 @@ FAMILIES = {
                       rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.5)),
         text_inputs(), torch.bfloat16,
     ),
+    "phi3_longrope": (
+        tf.Phi3Model,
+        tf.Phi3Config(**DECODER, pad_token_id=0, original_max_position_embeddings=16,
+                      rope_parameters=dict(rope_type="longrope", rope_theta=100.0, short_factor=[1.0, 1.2, 1.5, 2.0],
+                                           long_factor=[2.0, 3.0, 4.0, 5.0], original_max_position_embeddings=16)),
+        text_inputs(), torch.bfloat16,
+    ),
     "gpt2": (
         tf.GPT2LMHeadModel, tf.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=20),
         text_inputs(), torch.float16,
@@ -222,6 +237,8 @@ def expected(name, model, inputs):
     base = model.base_model
     if name in ("t5", "t5_gated"):
         base = model.decoder
+    if name == "clip_classifier":
+        base = model.vision_model
 
     def keep(_module, _inputs, output):
         kept.update(output)
@@ -268,9 +285,8 @@ def make(name, seed):
 
 def main():
     names = sys.argv[1:] or FAMILIES
-    seeds = {name: seed for seed, name in enumerate(FAMILIES)}
     for name in names:
-        make(name, seeds[name])
+        make(name, zlib.crc32(name.encode()))
 
 
 if __name__ == "__main__":

@@ -338,13 +338,15 @@ pub enum Activation {
     Tanh,
 }
 
-/// Which row of a sample is taken.
+/// Which row stands for a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Select {
     /// The first (class token).
     First,
     /// The one at this position.
     At(usize),
+    /// The mean of all from this position on.
+    MeanFrom(usize),
     /// The last real one.
     Last,
     /// The first whose token is this id (CLIP's end of text).

@@ -203,6 +203,10 @@ fn select(select: Select, x: &Tensor, state: &State) -> Result<Tensor> {
     let position = match select {
         Select::First => return Ok(x.narrow(1, 0, 1)?.squeeze(1)?),
         Select::At(position) => return Ok(x.narrow(1, position, 1)?.squeeze(1)?),
+        Select::MeanFrom(position) => {
+            let rest = x.dim(1)?.saturating_sub(position);
+            return Ok(x.narrow(1, position, rest)?.mean(1)?);
+        }
         Select::Last | Select::Token(_) | Select::LargestId => select,
     };
     let tokens = state.tokens.as_ref().map(|rows| &rows.tokens);

@@ -93,6 +93,14 @@ pub(super) fn vision(family: &'static str, config: &Config, tensors: &Tensors) -
     );
     let pooled = net.norm(first, "post_layernorm", tower.norm)?;
     let embeds = projection(&mut net, pooled, "/visual_projection")?;
+    let logits = if net.has("/classifier.weight") {
+        let patches = Kind::Select(Select::MeanFrom(1));
+        let mean = net.op_in(patches, &[hidden], Space::Samples, width);
+        let labels = net.rows("/classifier.weight")?;
+        Some(net.linear(mean, "/classifier", labels, true)?)
+    } else {
+        None
+    };
     let inputs = Inputs {
         pixels: Some(pixels),
         image: Some((grid.channels, grid.side)),
@@ -104,7 +112,7 @@ pub(super) fn vision(family: &'static str, config: &Config, tensors: &Tensors) -
             hidden,
             pooled: Some(pooled),
             embeds,
-            logits: None,
+            logits,
         },
     ))
 }
