@@ -30,6 +30,7 @@ mod model_files;
 mod npy;
 mod picture;
 mod ready;
+mod resample;
 mod samples;
 mod select;
 mod source;

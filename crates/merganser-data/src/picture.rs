@@ -2,19 +2,18 @@
 //! resize → centre crop → (x · `rescale_factor` − `image_mean`) / `image_std`, each step with its `do_…` switch.
 //!
 //! The keys and their forms are those of the image processors of transformers
-//! (<https://huggingface.co/docs/transformers/main_classes/image_processor>). Resizing is separable with the filter
-//! widened when an image shrinks, as in Pillow; pixels may differ from Pillow's by one of 256 levels, because it rounds
-//! between the two passes. A key that changes the result and is not known here is refused.
+//! (<https://huggingface.co/docs/transformers/main_classes/image_processor>). A key that changes the result and is not
+//! known here is refused.
 
 use std::io::Cursor;
 use std::path::Path;
 
-use image::imageops::{FilterType, resize};
 use image::{DynamicImage, ImageReader, Limits, RgbImage};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model_files::ModelFiles;
+use crate::resample::{Filter, resize};
 
 /// Largest image that is decoded, in bytes of pixels and in pixels a side.
 const MAX_DECODED: u64 = 1 << 30;
@@ -24,7 +23,7 @@ const MAX_SIDE: u32 = 1 << 15;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ImageProcessor {
     resize: Option<Size>,
-    filter: FilterType,
+    filter: Filter,
     /// Height and width.
     crop: Option<(u32, u32)>,
     rescale: Option<f32>,
@@ -91,7 +90,7 @@ impl ImageProcessor {
             ));
             let processor = Self {
                 resize: Some(Size::Exact(height, width)),
-                filter: FilterType::Triangle,
+                filter: Filter::Bilinear,
                 crop: None,
                 rescale: Some(1.0 / 255.0),
                 normalise: Some((vec![0.5; channels], vec![0.5; channels])),
@@ -418,22 +417,18 @@ impl Settings<'_> {
     }
 
     /// Pillow's numbers of filters, or their names.
-    fn filter(&self) -> Result<FilterType> {
+    fn filter(&self) -> Result<Filter> {
         let value = self.values.get("resample").unwrap_or(&Value::Null);
+        if value.is_null() {
+            return Ok(Filter::Bilinear);
+        }
         let name = value.as_str().map(str::to_ascii_lowercase);
-        Ok(match (value.as_u64(), name.as_deref()) {
-            (Some(0), _) | (_, Some("nearest")) => FilterType::Nearest,
-            (Some(1), _) | (_, Some("lanczos")) => FilterType::Lanczos3,
-            (Some(2), _) | (_, Some("bilinear")) => FilterType::Triangle,
-            (Some(3), _) | (_, Some("bicubic")) => FilterType::CatmullRom,
-            _ if value.is_null() => FilterType::Triangle,
-            _ => {
-                return Err(self.refuse(
-                    "resample",
-                    value,
-                    "expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)",
-                ));
-            }
+        Filter::new(value.as_u64(), name.as_deref()).ok_or_else(|| {
+            self.refuse(
+                "resample",
+                value,
+                "expected 0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)",
+            )
         })
     }
 }

@@ -183,8 +183,8 @@ fn settings_that_cannot_be_followed_are_refused() {
         ),
         (json!({"size": 0}), "`size` is 0"),
         (
-            json!({"size": 4, "resample": 5}),
-            "`resample` is 5, expected 0 (nearest)",
+            json!({"size": 4, "resample": 6}),
+            "`resample` is 6, expected 0 (nearest)",
         ),
         (
             json!({"size": 4, "image_mean": [0.5]}),
