@@ -32,18 +32,19 @@ mod forward;
 mod head;
 mod interval;
 mod loaded;
+mod measure;
 mod perplexity;
+mod results;
 mod task;
 
 pub use classify::{ClassCount, Predictions};
 pub use embed::{Matches, cosines, embed};
 pub use error::{EvalError, Result};
-pub use evaluation::{
-    Average, Difference, Evaluation, Metric, Options, Reference, Score, Step, TaskScores, evaluate,
-};
+pub use evaluation::{Options, Step, evaluate};
 pub use forward::{Feature, Vectors, features};
 pub use head::{Head, LinearHead, class_logits};
 pub use interval::{Interval, mean, ratio, spearman, wilson};
 pub use loaded::Loaded;
 pub use perplexity::{Likelihood, likelihood};
+pub use results::{Average, Difference, Evaluation, Metric, Reference, Score, TaskScores};
 pub use task::{Kind, Task, read_tasks};

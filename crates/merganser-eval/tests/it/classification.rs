@@ -63,7 +63,7 @@ fn a_linear_head_is_put_on_the_feature() {
             .contains("it has no head that gives classes; name one"),
         "{error}"
     );
-    let head = Head::open(&path, 0).unwrap();
+    let head = Head::open(&path).unwrap();
     let found = class_logits(&body, Some(&head), &samples, None, false, 2).unwrap();
     close(&found.values, &values(&expected("vit", "logits")), 2e-4);
     // Of unit length: the logits less the bias are scaled by the norm.
@@ -125,7 +125,7 @@ fn the_head_of_a_fine_tune_is_put_on_another_body() {
         .filter_map(|(name, tensor)| Some((name.strip_prefix("bert.")?.to_owned(), tensor.clone())))
         .collect();
     let samples = inputs("bert");
-    let head = Head::open(&golden("bert"), u64::MAX).unwrap();
+    let head = Head::open(&golden("bert")).unwrap();
     let bare = open(&folder.model("bare", "bert", &body));
     let found = class_logits(&bare, Some(&head), &samples, None, false, 2).unwrap();
     close(&found.values, &values(&expected("bert", "logits")), 2e-4);
@@ -249,7 +249,7 @@ fn heads_that_cannot_be_used_are_refused() {
     };
     let refusal = |path: std::path::PathBuf| {
         let samples = inputs("bert");
-        let found = Head::open(&path, 0).and_then(|head| {
+        let found = Head::open(&path).and_then(|head| {
             class_logits(
                 &open(&golden("bert")),
                 Some(&head),

@@ -92,7 +92,7 @@ fn a_corpus_is_scored_in_windows() {
         found.tasks[0].scores[0].clone()
     };
     let joined = score(true, &data);
-    assert_eq!((joined.samples, joined.also[1].1), (3, 8.0));
+    assert_eq!((joined.samples, joined.also["tokens"]), (3, 8.0));
     // The same windows as rows of their own.
     let rows = folder.file("rows.txt", "w3 w4 w5 w6\nw7 w8 w9 w10\nw11 w12 w13\n");
     assert_eq!(score(false, &rows).value, joined.value);
