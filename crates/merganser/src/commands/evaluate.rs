@@ -150,7 +150,11 @@ pub(crate) fn run(arguments: &Evaluate, memory: u64, output: &Output) -> Result<
     for note in &found.notes {
         output.note(&format!("note: {note}"));
     }
-    if found.tasks.iter().any(|task| task.scores[0].interval.is_some()) {
+    if found
+        .tasks
+        .iter()
+        .any(|task| task.scores[0].interval.is_some())
+    {
         output.note("± is half of a 95 % interval");
     }
     crate::output::result(&text(&found, output.verbose));
