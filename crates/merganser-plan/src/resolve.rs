@@ -31,6 +31,9 @@ pub(crate) struct Chosen {
 /// The prior of a calibrated method whose recipe names none: with its sum normalised, the average of the fine-tunes.
 const PRIOR: &str = "task_arithmetic";
 
+/// A method that stores more than a model beside it, which would not fit the tensors that samples decide.
+const COMPRESSED: &str = "emr";
+
 /// Finds the method and checks all parameters of the document. Warnings and errors come together.
 pub(crate) fn check(document: &Document, lenient: bool) -> (Option<Chosen>, Vec<Diagnostic>) {
     let wanted = &document.merge_method;
@@ -51,7 +54,8 @@ pub(crate) fn check(document: &Document, lenient: bool) -> (Option<Chosen>, Vec<
         (Some(_), Some(prior)) if !average => prior.value.as_str(),
         (Some(_), _) => PRIOR,
     };
-    let Some(method) = merganser_methods::find(data_free) else {
+    let fits = calibrated.is_none() || data_free != COMPRESSED;
+    let Some(method) = merganser_methods::find(data_free).filter(|_| fits) else {
         let named = if calibrated.is_some() {
             prior.unwrap_or(wanted)
         } else {
@@ -98,6 +102,11 @@ pub(crate) fn check(document: &Document, lenient: bool) -> (Option<Chosen>, Vec<
 
 fn unknown_method(name: &Spanned<String>, as_prior: bool) -> Diagnostic {
     let known = descriptions().any(|info| info.name == name.value);
+    if name.value == COMPRESSED && as_prior {
+        return Diagnostic::error(format!("'{COMPRESSED}' cannot be a prior"))
+            .label(name.span, "it makes several models, not one")
+            .help("a prior is a data-free merge such as `linear`, `task_arithmetic` or `ties`");
+    }
     if known && as_prior {
         return Diagnostic::error(format!("'{}' cannot be a prior", name.value))
             .label(name.span, "it needs calibration data itself")

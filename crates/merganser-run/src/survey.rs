@@ -1,7 +1,7 @@
 //! Numbers over the whole model, for the methods that need them; taken once and kept for resumed runs and other parts.
 
 use merganser_methods::{Survey, TensorGroup};
-use merganser_plan::Action;
+use merganser_plan::{Action, Plan};
 use merganser_store::publish::Staging;
 
 use crate::execute::Opened;
@@ -14,13 +14,7 @@ pub(crate) fn take(
     observer: &dyn Observer,
 ) -> Result<Survey, RunError> {
     let plan = job.plan;
-    let wanted = plan.outputs.iter().any(|output| match &output.action {
-        Action::Merge { settings, .. } => {
-            output.extra.is_some() || plan.method.needs_survey(settings)
-        }
-        _ => false,
-    });
-    if !wanted {
+    if !is_wanted(plan) {
         return Ok(Survey::default());
     }
     let path = staging
@@ -31,6 +25,35 @@ pub(crate) fn take(
         .and_then(|text| serde_json::from_str(&text).ok())
     {
         return Ok(Survey { numbers });
+    }
+    let survey = measure(plan, job.allow_nonfinite, observer)?;
+    // Another part may be writing the same numbers: each writes its own file and renames it.
+    if let Ok(text) = serde_json::to_string(&survey.numbers) {
+        let own = path.with_extension(format!("{}.tmp", std::process::id()));
+        if std::fs::write(&own, text).is_ok() {
+            let _ = std::fs::rename(&own, &path);
+        }
+    }
+    Ok(survey)
+}
+
+fn is_wanted(plan: &Plan) -> bool {
+    plan.outputs.iter().any(|output| match &output.action {
+        Action::Merge { settings, .. } => {
+            output.extra.is_some() || plan.method.needs_survey(settings)
+        }
+        _ => false,
+    })
+}
+
+/// Takes the survey of a plan; an empty one if its method needs none.
+pub(crate) fn measure(
+    plan: &Plan,
+    allow_nonfinite: bool,
+    observer: &dyn Observer,
+) -> Result<Survey, RunError> {
+    if !is_wanted(plan) {
+        return Ok(Survey::default());
     }
     observer.event(Event::Survey);
     let mut opened = Vec::new();
@@ -49,16 +72,8 @@ pub(crate) fn take(
     let groups: Vec<TensorGroup<'_>> = opened
         .iter()
         .map(|(output, base, settings, opened)| {
-            opened.group(output, *base, settings, job.allow_nonfinite)
+            opened.group(output, *base, settings, allow_nonfinite)
         })
         .collect();
-    let survey = plan.method.survey(&groups)?;
-    // Another part may be writing the same numbers: each writes its own file and renames it.
-    if let Ok(text) = serde_json::to_string(&survey.numbers) {
-        let own = path.with_extension(format!("{}.tmp", std::process::id()));
-        if std::fs::write(&own, text).is_ok() {
-            let _ = std::fs::rename(&own, &path);
-        }
-    }
-    Ok(survey)
+    Ok(plan.method.survey(&groups)?)
 }

@@ -105,6 +105,9 @@ const MERGES: [Merge; 7] = [
     },
 ];
 
+/// Folder of the merge whose recipe is diagnosed: every layer by itself, as captured energy is defined.
+const ONE_PASS: &str = "projection_one_pass";
+
 /// The merge that the report speaks for.
 const BEST: &str = "projection";
 
@@ -142,8 +145,12 @@ pub fn demo(folder: &Path, say: &dyn Fn(&str)) -> Result<Demo, Failure> {
         merged.push((merge.name.to_owned(), out));
     }
     say("measuring captured energy");
-    let path = at("recipes/projection_one_pass.yml");
-    let text = recipe(&MERGES[5]);
+    let one_pass = MERGES
+        .iter()
+        .find(|merge| merge.folder == ONE_PASS)
+        .unwrap_or(&MERGES[0]);
+    let path = at(&format!("recipes/{}.yml", one_pass.folder));
+    let text = recipe(one_pass);
     let options = MergeOptions {
         compared: merged.clone(),
         ..MergeOptions::default()

@@ -25,7 +25,12 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ),
     (
         "merganser-projection",
-        &["merganser-linalg", "merganser-model", "merganser-store"],
+        &[
+            "merganser-kernels",
+            "merganser-linalg",
+            "merganser-model",
+            "merganser-store",
+        ],
     ),
     (
         "merganser-plan",

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::walk::{StageWalk, Track, forward};
 use super::{HostError, NetworkError, Stream};
 
-/// One in this many samples is held out where a ridge is to be chosen.
+/// One in this many rows is held out where a ridge is to be chosen: the last ones of each batch, whose rows lie sample by
+/// sample, so that at most one sample of a batch is on both sides.
 pub(super) const HELD_OUT: usize = 5;
 
 /// The inputs of a parameter for one task: real rows, batch by batch.
@@ -45,15 +46,9 @@ pub(super) fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
 pub(super) fn matrix<T: Real>(tensor: &Tensor) -> Result<Matrix<T>, ModelError> {
     let (rows, cols) = tensor.dims2()?;
     let values = values(tensor)?;
-    Ok(Matrix::new(
-        rows,
-        cols,
-        values
-            .into_iter()
-            .map(|x| T::from_f64(f64::from(x)))
-            .collect(),
-    )
-    .unwrap_or_else(|_| Matrix::zeros(rows, cols)))
+    Ok(Matrix::from_fn(rows, cols, |i, j| {
+        T::from_f64(f64::from(values[i * cols + j]))
+    }))
 }
 
 /// The first rows, which a ridge is fitted on, and the rest, which it is chosen on.
@@ -106,18 +101,6 @@ impl StageWalk<'_> {
                 Ok(targets)
             })
             .collect()
-    }
-
-    /// The tensors of a parameter as an earlier run left them, if all are there.
-    pub(super) fn finished(&self, names: &[&str]) -> Result<Option<Vec<Tensor>>, NetworkError> {
-        let mut found = Vec::new();
-        for name in names {
-            match self.host.finished(name).map_err(NetworkError::Host)? {
-                Some(tensor) => found.push(tensor),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(found))
     }
 
     /// Hands a merged tensor to the host and gives the student what came back.

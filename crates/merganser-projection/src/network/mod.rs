@@ -11,20 +11,26 @@
 //! is taken up again ends in the same bytes.
 
 mod distill;
+mod evidence;
+mod from_moments;
 mod layer;
 mod linear;
-mod measure;
+mod masks;
+mod matrix;
+mod pairs;
 mod simple;
+mod solve;
 mod walk;
 
 use candle_core::Tensor;
-use merganser_linalg::Matrix;
 use merganser_model::{Batch, ModelError, Weights};
 
 use crate::{Captured, DataFree, Programme};
 
 pub use distill::{Distillation, Feature, distill};
-pub use linear::{Solved, solve};
+pub use from_moments::{Place, Recorded, merge_recorded};
+pub use masks::Mask;
+pub use pairs::Pairs;
 pub use walk::{Student, claimed, merge};
 
 /// An error of a host: whatever it could not read or write.
@@ -70,7 +76,7 @@ pub struct Teacher<'a> {
     /// Its tensors, under the output's names.
     pub weights: &'a dyn Weights,
     /// Its samples.
-    pub batches: Vec<Batch>,
+    pub batches: &'a [Batch],
     /// ω_t, the weight of its output error.
     pub weight: f64,
 }
@@ -98,19 +104,6 @@ pub enum Rule {
     Lot,
     /// The data-free merge that [`Settings::matrix_prior`] names.
     MatrixPrior,
-}
-
-/// Which entries of the task vectors basis `sparse` keeps.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Mask {
-    /// This share of each, the largest magnitudes.
-    Magnitude(f64),
-    /// This share of each, at random by this seed.
-    Random(f64, u64),
-    /// This share of each by magnitude, and of those the entries with the sign of the sum of all.
-    Sign(f64),
-    /// Of every entry the largest magnitude over the tasks.
-    Magmax,
 }
 
 impl Rule {
@@ -227,8 +220,8 @@ pub struct Layer {
     pub ridge: Option<f64>,
     /// What the best update of all would capture, where it was measured.
     pub measured: Vec<(String, Captured)>,
-    /// Cosines of the tasks' residual outputs, T×T, where they were measured.
-    pub output_cosine: Option<Matrix>,
+    /// How the tasks lie to each other here, where it was measured.
+    pub pairs: Option<Pairs>,
     /// What a reader should know.
     pub notes: Vec<String>,
 }

@@ -5,6 +5,7 @@ use merganser_linalg::Matrix;
 use merganser_model::{Embedding, Norm, Op, Tap, TapKind, Weights};
 
 use super::layer::{self, Sides, values};
+use super::matrix::{Prior, finished};
 use super::walk::{StageWalk, forward, kind};
 use super::{Layer, NetworkError, Rule, Stream};
 use crate::{
@@ -32,9 +33,9 @@ pub(super) fn merge(
     }
     let bias = tap.bias.filter(|_| rule.includes_bias());
     let names: Vec<&str> = std::iter::once(tap.weight).chain(bias).collect();
-    if let Some(found) = walk.finished(&names)? {
-        for (name, tensor) in names.iter().zip(found) {
-            walk.student.insert(name, tensor);
+    if let Some(found) = finished(walk.host, &names)? {
+        for (name, tensor) in found {
+            walk.student.insert(&name, tensor);
         }
         return Ok(None);
     }
@@ -63,7 +64,7 @@ pub(super) fn merge(
         captured: found.captured,
         ridge: found.ridge,
         measured: Vec::new(),
-        output_cosine: None,
+        pairs: None,
         notes: found.notes,
     }))
 }
@@ -178,7 +179,7 @@ fn scale(
             .map(|(shift, base)| minus(&shift, base));
         (minus(&scale, &base.0), shift)
     };
-    let prior = update(of(&PriorOf(walk), "the prior")?);
+    let prior = update(of(&Prior(walk.host), "the prior")?);
     let mut updates = Vec::new();
     for (weights, teacher) in walk.taught.iter().zip(walk.teachers) {
         updates.push(update(of(weights, &teacher.name)?));
@@ -313,14 +314,4 @@ fn summand(walk: &StageWalk<'_>, tap: Tap<'_>) -> Result<Found, NetworkError> {
         ridge: None,
         notes: Vec::new(),
     })
-}
-
-/// The prior, as weights.
-pub(super) struct PriorOf<'a, 'w>(pub(super) &'a StageWalk<'w>);
-
-impl Weights for PriorOf<'_, '_> {
-    fn tensor(&self, name: &str) -> merganser_model::Result<Tensor> {
-        let prior = self.0.host.prior(name);
-        prior.map_err(merganser_model::ModelError::Source)
-    }
 }

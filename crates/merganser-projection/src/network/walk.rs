@@ -1,6 +1,9 @@
 //! The walk through the network: stage by stage, op by op, teachers and students side by side.
 
-use candle_core::Device;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
 use merganser_model::{
     Kind, Network, Op, Stage, StageKind, StageWeights, State, Tap, TapKind, Weights,
 };
@@ -30,7 +33,6 @@ pub fn merge(
     for teacher in teachers {
         tracks.push(Track::new(network, teacher, settings.stream)?);
     }
-    let student_source = Student { host };
     let mut layers = Vec::new();
     let stages: Vec<&Stage> = network
         .stages
@@ -46,6 +48,7 @@ pub fn merge(
                 StageWeights::load(stage, teacher.weights).map_err(forward(&teacher.name))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let student_source = Student::new(host);
         let student =
             StageWeights::load(stage, &student_source).map_err(forward("the merged model"))?;
         if settings.stream == Stream::Candidates {
@@ -218,17 +221,36 @@ pub(super) fn forward(model: &str) -> impl Fn(merganser_model::ModelError) -> Ne
 
 /// The merged network as a [`Host`] knows it: what is finished, else the prior.
 pub struct Student<'a> {
-    /// The host.
-    pub host: &'a dyn Host,
+    host: &'a dyn Host,
+    /// The tables that rows were asked of: a prior is merged as a whole, and every batch asks for rows.
+    tables: Mutex<BTreeMap<String, Tensor>>,
+}
+
+impl<'a> Student<'a> {
+    /// The merged network of a host. It holds the tables it has read rows of.
+    pub fn new(host: &'a dyn Host) -> Self {
+        Self {
+            host,
+            tables: Mutex::default(),
+        }
+    }
 }
 
 impl Weights for Student<'_> {
-    fn tensor(&self, name: &str) -> merganser_model::Result<candle_core::Tensor> {
+    fn tensor(&self, name: &str) -> merganser_model::Result<Tensor> {
         let of = |error: HostError| merganser_model::ModelError::Source(error);
         match self.host.finished(name).map_err(of)? {
             Some(tensor) => Ok(tensor),
             None => self.host.prior(name).map_err(of),
         }
+    }
+
+    fn rows(&self, name: &str, rows: &[u32]) -> merganser_model::Result<Tensor> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if !tables.contains_key(name) {
+            tables.insert(name.to_owned(), self.tensor(name)?);
+        }
+        tables.rows(name, rows)
     }
 }
 

@@ -96,6 +96,7 @@ pub fn calibrate(
             .filter(|s| s.kind != StageKind::VocabularyHead)
             .count(),
         writer,
+        aliases: &aliases,
         current: BTreeMap::new(),
         stage: None,
         done: 0,
@@ -156,6 +157,8 @@ fn inputs(network: &Network) -> Vec<Input> {
 /// Takes the moments of a stage while batches pass, and writes them when the next begins.
 struct Recorder<'a> {
     writer: MomentsWriter,
+    /// Matrices that share the moments of another, which is run just before them.
+    aliases: &'a BTreeMap<String, String>,
     current: BTreeMap<String, InputMoments>,
     stage: Option<String>,
     stages: usize,
@@ -194,20 +197,7 @@ impl Recorder<'_> {
         let TapKind::Linear(linear) = tap.kind else {
             return Ok(());
         };
-        // Those that follow with the same input share its moments.
-        let first = stage
-            .ops
-            .iter()
-            .position(|other| std::ptr::eq(other, op))
-            .and_then(|at| at.checked_sub(1))
-            .map(|before| &stage.ops[before]);
-        let shared = first.is_some_and(|before| {
-            matches!(
-                before.parameters().map(|tap| tap.kind),
-                Some(TapKind::Linear(_))
-            ) && before.input() == op.input()
-        });
-        if shared {
+        if self.aliases.contains_key(tap.weight) {
             return Ok(());
         }
         let failed = |problem: Box<dyn std::error::Error + Send + Sync>| {

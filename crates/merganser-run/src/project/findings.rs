@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use merganser_plan::Role;
 use merganser_projection::network::{self, LayerKind};
 use merganser_report::{
-    Fallback, Layer, Method, MethodKind, Pairwise, Provenance, Relation, Report, Task,
+    Fallback, Layer, Method, MethodKind, Pairwise, Provenance, Relation, Report, Suggestion, Task,
 };
 
 use super::Projection;
@@ -62,7 +62,8 @@ pub(crate) fn report(
             methods.push(Method::new(name.clone(), kind));
         }
     }
-    let cosine = mean_cosine(&found, data.len());
+    let pairwise = pairwise(&found, data.len());
+    let suggestion = compared.then(|| suggestion(&found, &bases)).flatten();
     let covered: std::collections::BTreeSet<&str> =
         found.iter().map(|layer| layer.tensor.as_str()).collect();
     let fallbacks = plan
@@ -101,7 +102,8 @@ pub(crate) fn report(
         methods,
         chosen: Some(OWN.to_owned()),
         layers: found.into_iter().map(layer).collect(),
-        pairwise: cosine.into_iter().collect(),
+        pairwise,
+        suggestion,
         fallbacks,
         warnings,
         ..Report::default()
@@ -150,28 +152,77 @@ fn layer(found: network::Layer) -> Layer {
     }
 }
 
-/// The cosines of residual outputs, weighted by the layers' energies.
-fn mean_cosine(found: &[network::Layer], tasks: usize) -> Option<Pairwise> {
-    let measured = || {
-        found
-            .iter()
-            .filter_map(|layer| Some((layer.output_cosine.as_ref()?, layer.captured.energy)))
-    };
-    let total: f64 = measured().map(|(_, energy)| energy).sum();
-    if total <= 0.0 {
-        return None;
+/// How the tasks lie to each other over all matrices.
+fn pairwise(found: &[network::Layer], tasks: usize) -> Vec<Pairwise> {
+    let mut sum: Option<network::Pairs> = None;
+    for pairs in found.iter().filter_map(|layer| layer.pairs.as_ref()) {
+        match &mut sum {
+            Some(sum) => sum.add(pairs),
+            None => sum = Some(pairs.clone()),
+        }
     }
-    let mean = |s: usize, t: usize| {
-        measured()
-            .map(|(cosine, energy)| cosine.get(s, t) * energy)
-            .sum::<f64>()
-            / total
+    let Some(sum) = sum else {
+        return Vec::new();
     };
-    Some(Pairwise {
-        title: "residual outputs".to_owned(),
-        relation: Relation::Cosine,
-        values: (0..tasks).map(|s| (0..tasks).map(|t| Some(mean(s, t))).collect()).collect(),
-        note: Some("What two fine-tunes change in a layer's outputs on all samples, averaged over layers by energy.".to_owned()),
+    let matrix = |title: &str, relation, note: &str, of: &dyn Fn(usize, usize) -> Option<f64>| {
+        let row = |s: usize| (0..tasks).map(|t| of(s, t)).collect();
+        Pairwise {
+            title: title.to_owned(),
+            relation,
+            values: (0..tasks).map(row).collect(),
+            note: Some(note.to_owned()),
+        }
+    };
+    vec![
+        matrix(
+            "residual outputs",
+            Relation::Cosine,
+            "What two fine-tunes change in the outputs of the matrices, on the samples of all tasks.",
+            &|s, t| sum.output_cosine(s, t),
+        ),
+        matrix(
+            "task vectors",
+            Relation::Cosine,
+            "What two fine-tunes change in the matrices themselves.",
+            &|s, t| sum.weight_cosine(s, t),
+        ),
+        matrix(
+            "opposite signs",
+            Relation::Conflict,
+            "Share of opposite directions among the elements that both fine-tunes change.",
+            &|s, t| sum.conflict(s, t),
+        ),
+    ]
+}
+
+/// Captured energy that a cheaper basis may give away and still be suggested.
+const SLACK: f64 = 0.02;
+
+/// The first basis, cheapest first, that captures over the network what the last one does, but for a little.
+fn suggestion(found: &[network::Layer], bases: &[String]) -> Option<Suggestion> {
+    let over_network = |basis: &String| -> Option<f64> {
+        let (mut left, mut energy) = (0.0, 0.0);
+        for layer in found {
+            let (_, captured) = layer.measured.iter().find(|(name, _)| name == basis)?;
+            left += captured.objective;
+            energy += captured.energy;
+        }
+        (energy > 0.0).then(|| 1.0 - left / energy)
+    };
+    let best = over_network(bases.last()?)?;
+    let (basis, captured) = bases
+        .iter()
+        .filter_map(|basis| Some((basis, over_network(basis)?)))
+        .find(|(_, captured)| *captured >= best - SLACK)?;
+    Some(Suggestion {
+        method: basis.clone(),
+        reason: format!(
+            "{basis} captures {:.1} % of the energy where any merge could capture {:.1} %; no cheaper basis comes within {:.0} points. \
+             Set `basis: {basis}` and keep `sequential: true`, which solves each layer for what the merged layers before it give.",
+            100.0 * captured,
+            100.0 * best,
+            100.0 * SLACK
+        ),
     })
 }
 

@@ -10,9 +10,9 @@ use merganser_model::Weights;
 use merganser_plan::{Action, Output};
 use merganser_projection::network::{self, HostError, Rule};
 
+use super::Projection;
 use super::rivals::Rival;
 use super::tensors::{Stored, Tensors};
-use super::{Projection, rules};
 use crate::execute::Work;
 use crate::{Event, Observer, RunError};
 
@@ -32,15 +32,15 @@ pub(crate) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Stores a tensor for good.
-    pub(super) fn store(&self, name: &str, tensor: &Tensor) -> Result<(), HostError> {
+    /// Stores a tensor for good, and gives it back as it is stored.
+    pub(super) fn store(&self, name: &str, tensor: &Tensor) -> Result<Tensor, HostError> {
         let output = self.output(name)?;
         let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
         let bytes = encoded(output, &values)?;
         if let Some(work) = self.work {
             work.put(output, &bytes)?;
         }
-        Ok(())
+        decoded(output, &bytes)
     }
 
     fn output(&self, name: &str) -> Result<&Output, HostError> {
@@ -55,14 +55,7 @@ impl Host<'_> {
 
 impl network::Host for Host<'_> {
     fn rule(&self, weight: &str) -> Rule {
-        let settings = self
-            .tensors
-            .output(weight)
-            .and_then(|output| output.calibrated.as_ref());
-        let calibrated = self.projection.calibrated;
-        settings.map_or(Rule::Prior, |s| {
-            rules::rule(calibrated, s, self.projection.plan.seed)
-        })
+        self.projection.rule(weight)
     }
 
     fn prior(&self, tensor: &str) -> Result<Tensor, HostError> {
@@ -84,18 +77,14 @@ impl network::Host for Host<'_> {
     }
 
     fn keep(&self, tensor: &str, merged: Tensor) -> Result<Tensor, HostError> {
-        let output = self.output(tensor)?;
-        let values: Vec<f32> = merged.flatten_all()?.to_vec1()?;
-        let bytes = encoded(output, &values)?;
-        if let Some(drafts) = &self.drafts {
-            let mut drafts = drafts.lock().unwrap_or_else(PoisonError::into_inner);
-            drafts.insert(tensor.to_owned(), merged.clone());
-            return Ok(merged);
+        match &self.drafts {
+            Some(drafts) => {
+                let mut drafts = drafts.lock().unwrap_or_else(PoisonError::into_inner);
+                drafts.insert(tensor.to_owned(), merged.clone());
+                Ok(merged)
+            }
+            None => self.store(tensor, &merged),
         }
-        if let Some(work) = self.work {
-            work.put(output, &bytes)?;
-        }
-        decoded(output, &bytes)
     }
 
     fn rivals(&self, tensor: &str) -> Result<Vec<(String, Tensor)>, HostError> {

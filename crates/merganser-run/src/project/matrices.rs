@@ -60,8 +60,8 @@ fn merged<T: Real>(
     method: &DataFree,
 ) -> Result<Vec<f32>, RunError> {
     let plan = projection.plan;
-    let orientation = Orientation::of(projection, output, None)?;
-    let of = |model: usize| matrix::<T>(&tensors.of_model(model), output, orientation);
+    let layout = layout(projection, &output.name);
+    let of = |model: usize| matrix::<T>(&tensors.of_model(model), output, layout);
     let base = plan
         .base
         .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
@@ -76,7 +76,7 @@ fn merged<T: Real>(
         .update(&updates.iter().collect::<Vec<_>>())
         .map_err(|problem| RunError::Calibration(format!("tensor '{}': {problem}", output.name)))?;
     merged.add_scaled(1.0, &base);
-    let merged = orientation.stored(merged);
+    let merged = turned(merged, layout);
     Ok(merged
         .as_slice()
         .iter()
@@ -84,60 +84,31 @@ fn merged<T: Real>(
         .collect())
 }
 
-/// How a matrix is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Orientation {
-    /// Outputs × inputs.
-    OutIn,
-    /// Inputs × outputs, as the `Conv1D` of GPT-2.
-    InOut,
+/// How a matrix is stored, as far as the network is known: GPT-2 has inputs × outputs.
+fn layout(projection: &Projection<'_>, name: &str) -> Layout {
+    let network = projection.network.as_ref().ok();
+    let known = network.and_then(|network| {
+        network.ops().find_map(|(_, op)| match &op.kind {
+            Kind::Linear(linear) if linear.weight == name => Some(linear.layout),
+            _ => None,
+        })
+    });
+    known.unwrap_or(Layout::OutIn)
 }
 
-impl Orientation {
-    /// How a tensor is stored: as the network says, if it is of a kind that is known, else as the width of its inputs
-    /// says, if that is known and tells.
-    pub(super) fn of(
-        projection: &Projection<'_>,
-        output: &Output,
-        width: Option<usize>,
-    ) -> Result<Self, RunError> {
-        let network = projection.network.as_ref().ok();
-        let linear = network.and_then(|network| {
-            network.ops().find_map(|(_, op)| match &op.kind {
-                Kind::Linear(linear) if linear.weight == output.name => Some(linear),
-                _ => None,
-            })
-        });
-        let rows = output.shape[0];
-        let columns: usize = output.shape[1..].iter().product();
-        Ok(match (linear, width) {
-            (Some(linear), _) if linear.layout == Layout::InOut => Self::InOut,
-            (Some(_), _) | (None, None) => Self::OutIn,
-            (None, Some(width)) if width == columns => Self::OutIn,
-            (None, Some(width)) if width == rows => Self::InOut,
-            (None, Some(width)) => {
-                return Err(RunError::Calibration(format!(
-                    "tensor '{}' has shape {:?}, and its moments are of inputs of {width} numbers: they belong to another model",
-                    output.name, output.shape
-                )));
-            }
-        })
-    }
-
-    /// A matrix of outputs × inputs in the order it is stored in.
-    pub(super) fn stored<T: Real>(self, matrix: Matrix<T>) -> Matrix<T> {
-        match self {
-            Self::OutIn => matrix,
-            Self::InOut => matrix.transpose(),
-        }
+/// From the stored order to outputs × inputs, or back.
+fn turned<T: Real>(matrix: Matrix<T>, layout: Layout) -> Matrix<T> {
+    match layout {
+        Layout::OutIn => matrix,
+        Layout::InOut => matrix.transpose(),
     }
 }
 
 /// A tensor as a matrix of outputs × inputs.
-pub(super) fn matrix<T: Real>(
+fn matrix<T: Real>(
     weights: &dyn Weights,
     output: &Output,
-    orientation: Orientation,
+    layout: Layout,
 ) -> Result<Matrix<T>, RunError> {
     let fail = |problem: Box<dyn std::error::Error + Send + Sync>| RunError::Read(problem);
     let tensor = weights.tensor(&output.name).map_err(|e| fail(e.into()))?;
@@ -152,8 +123,5 @@ pub(super) fn matrix<T: Real>(
     let rows = output.shape[0];
     let columns = output.shape[1..].iter().product();
     let matrix = Matrix::new(rows, columns, numbers).map_err(|e| fail(e.into()))?;
-    Ok(match orientation {
-        Orientation::OutIn => matrix,
-        Orientation::InOut => matrix.transpose(),
-    })
+    Ok(turned(matrix, layout))
 }

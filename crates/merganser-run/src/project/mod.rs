@@ -22,16 +22,24 @@ use merganser_methods::{Survey, is_matrix_method};
 use merganser_model::{ModelError, Network};
 use merganser_plan::{Calibrated, Model, Plan};
 use merganser_projection::MomentsFile;
-use merganser_projection::network::{self, Distillation, Feature, Rule, Settings, Stream, Teacher};
+use merganser_projection::network::{
+    self, Distillation, Feature, Place, Recorded, Rule, Settings, Stream, Teacher,
+};
 use merganser_report::Report;
 
 use crate::execute::Work;
-use crate::{Event, Observer, RunError};
+use crate::{Event, Observer, RunError, survey};
 pub use calibrate::{Calibrated as CalibrationSummary, calibrate};
 pub use findings::OWN;
 use host::Host;
 use samples::TaskData;
 use tensors::Tensors;
+
+/// Files of moments, one a task, and the matrices they speak for.
+struct Recordings {
+    files: Vec<MomentsFile>,
+    places: Vec<Place>,
+}
 
 /// What the recipe's calibrated method does, and the network it does it to.
 pub(crate) struct Projection<'a> {
@@ -40,7 +48,7 @@ pub(crate) struct Projection<'a> {
     /// What the samples run through; not needed by methods that look at none.
     network: Result<Network, ModelError>,
     /// Moments of every task, if the recipe gives those instead of samples.
-    moments: Option<Vec<MomentsFile>>,
+    moments: Option<Recordings>,
     claimed: BTreeSet<String>,
     /// The samples, once they are loaded.
     data: OnceLock<Vec<TaskData>>,
@@ -62,11 +70,6 @@ impl<'a> Projection<'a> {
             .map(|output| (output.name.clone(), output.shape.clone()))
             .collect();
         let network = Network::new(&config, &shapes);
-        let rule = |name: &str| {
-            let output = plan.tensors().find(|output| output.name == name);
-            let settings = output.and_then(|output| output.calibrated.as_ref());
-            settings.map_or(Rule::Prior, |s| rules::rule(calibrated, s, plan.seed))
-        };
         let mut projection = Self {
             plan,
             calibrated,
@@ -75,14 +78,41 @@ impl<'a> Projection<'a> {
             claimed: BTreeSet::new(),
             data: OnceLock::new(),
         };
-        projection.moments = from_moments::open(&projection)?;
+        if let Some(files) = from_moments::open(&projection)? {
+            let places = from_moments::places(&projection, &files)?;
+            projection.moments = Some(Recordings { files, places });
+        }
         projection.claimed = match (&projection.moments, &projection.network) {
             _ if is_matrix_method(calibrated.info.name) => matrices::claimed(plan),
-            (Some(moments), _) => from_moments::claimed(&projection, moments),
-            (None, Ok(network)) => network::claimed(network, rule).into_iter().collect(),
+            (Some(recordings), _) => {
+                let places = recordings.places.iter();
+                places
+                    .flat_map(|place| projection.claims_of(place))
+                    .collect()
+            }
+            (None, Ok(network)) => {
+                let rule = |name: &str| projection.rule(name);
+                network::claimed(network, rule).into_iter().collect()
+            }
             (None, Err(problem)) => return Err(projection.unknown(problem)),
         };
         Ok(Some(projection))
+    }
+
+    /// How the tensor is merged.
+    fn rule(&self, tensor: &str) -> Rule {
+        let output = self.plan.tensors().find(|output| output.name == tensor);
+        let settings = output.and_then(|output| output.calibrated.as_ref());
+        settings.map_or(Rule::Prior, |settings| {
+            rules::rule(self.calibrated, settings, self.plan.seed)
+        })
+    }
+
+    /// The tensors that are decided at a place.
+    fn claims_of(&self, place: &Place) -> impl Iterator<Item = String> + use<> {
+        let with_bias = self.rule(&place.linear.weight).includes_bias();
+        let bias = place.linear.bias.clone().filter(|_| with_bias);
+        std::iter::once(place.linear.weight.clone()).chain(bias)
     }
 
     fn unknown(&self, problem: &ModelError) -> RunError {
@@ -102,8 +132,11 @@ impl<'a> Projection<'a> {
         }
         let data = match &self.moments {
             _ if is_matrix_method(self.calibrated.info.name) => Vec::new(),
-            Some(moments) => samples::described(self.plan, self.calibrated, moments),
-            None => samples::load(self.plan, self.calibrated)?,
+            Some(recordings) => samples::described(self.plan, self.calibrated, &recordings.files),
+            None => {
+                let few = self.distillation().steps > 0;
+                samples::load(self.plan, self.calibrated, few)?
+            }
         };
         Ok(self.data.get_or_init(|| data))
     }
@@ -171,32 +204,50 @@ impl<'a> Projection<'a> {
                 .map(|(info, settings)| rules::data_free(info, settings)),
             measured,
         };
-        if let Some(moments) = &self.moments {
-            let data = self.load()?;
-            let weights: Vec<f64> = data.iter().map(|task| task.weight).collect();
-            let layers = from_moments::merge(self, tensors, host, moments, &settings, &weights)?;
-            return Ok(findings::report(self, data, layers, words));
-        }
-        host.observer.event(Event::Samples);
-        let data = self.load()?;
+        let base = self.plan.base.map(|base| tensors.of_model(base));
+        let base = base.ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
         let weights: Vec<_> = self
             .calibrated
             .tasks
             .iter()
             .map(|task| tensors.of_model(task.model))
             .collect();
+        let data = self.load()?;
+        if let Some(recordings) = &self.moments {
+            let recorded: Vec<Recorded<'_>> = data
+                .iter()
+                .zip(&weights)
+                .zip(&recordings.files)
+                .map(|((data, weights), moments)| Recorded {
+                    name: data.name.clone(),
+                    weights,
+                    moments,
+                    weight: data.weight,
+                })
+                .collect();
+            let places = &recordings.places;
+            let layers = network::merge_recorded(places, &base, &recorded, host, &settings)
+                .map_err(RunError::Projection)?;
+            let mut report = findings::report(self, data, layers, words);
+            if settings.stream == Stream::Merged {
+                report.warnings.push(
+                    "files of moments hold what the fine-tunes themselves feed to each layer: every layer was solved by itself, \
+                     as with `sequential: false`; give samples for a sequential merge"
+                        .to_owned(),
+                );
+            }
+            return Ok(report);
+        }
         let teachers = data
             .iter()
             .zip(&weights)
             .map(|(data, weights)| Teacher {
                 name: data.name.clone(),
                 weights,
-                batches: data.batches.clone(),
+                batches: &data.batches,
                 weight: data.weight,
             })
             .collect::<Vec<_>>();
-        let base = self.plan.base.map(|base| tensors.of_model(base));
-        let base = base.ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
         let network = self
             .network
             .as_ref()
@@ -213,12 +264,12 @@ impl<'a> Projection<'a> {
                 .into_iter()
                 .zip(data)
                 .map(|(teacher, data)| Teacher {
-                    batches: data.small.clone(),
+                    batches: &data.small,
                     ..teacher
                 })
                 .collect();
             let settings = self.distillation();
-            let student = network::Student { host };
+            let student = network::Student::new(host);
             let step = |step, loss| {
                 host.observer.event(Event::Distilled {
                     step,
@@ -283,7 +334,7 @@ pub fn diagnose(
     let host = Host {
         projection: &projection,
         tensors: &tensors,
-        survey: &Survey::default(),
+        survey: &survey::measure(plan, allow_nonfinite, observer)?,
         work: None,
         pending: &BTreeSet::new(),
         drafts: None,

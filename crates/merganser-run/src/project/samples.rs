@@ -18,7 +18,7 @@ pub(crate) struct TaskData {
     /// The model's label.
     pub(crate) name: String,
     pub(crate) batches: Vec<Batch>,
-    /// The same samples a few at a time, for steps of gradient descent.
+    /// The same samples a few at a time, for steps of gradient descent; empty if there are none.
     pub(crate) small: Vec<Batch>,
     pub(crate) samples: Option<usize>,
     pub(crate) tokens: Option<u64>,
@@ -28,8 +28,13 @@ pub(crate) struct TaskData {
     pub(crate) notes: Vec<String>,
 }
 
-/// Loads the samples of all tasks, prepared as the base model's folder says.
-pub(crate) fn load(plan: &Plan, calibrated: &Calibrated) -> Result<Vec<TaskData>, RunError> {
+/// Loads the samples of all tasks, prepared as each model's own folder says; `few` at a time as
+/// well, if steps of gradient descent follow.
+pub(crate) fn load(
+    plan: &Plan,
+    calibrated: &Calibrated,
+    few: bool,
+) -> Result<Vec<TaskData>, RunError> {
     calibrated
         .tasks
         .iter()
@@ -58,7 +63,11 @@ pub(crate) fn load(plan: &Plan, calibrated: &Calibrated) -> Result<Vec<TaskData>
             Ok(TaskData {
                 name: model.label.clone(),
                 batches: samples.to_batches(BATCH).map_err(RunError::Samples)?,
-                small: samples.to_batches(STEP).map_err(RunError::Samples)?,
+                small: if few {
+                    samples.to_batches(STEP).map_err(RunError::Samples)?
+                } else {
+                    Vec::new()
+                },
                 samples: Some(samples.len()),
                 tokens: None,
                 weight: weight(calibrated, t),

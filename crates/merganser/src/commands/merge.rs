@@ -52,6 +52,11 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
         for note in &planned.plan.notes {
             output.note(&format!("note: {note}"));
         }
+        let said = |text: &String| planned.plan.warnings.iter().any(|w| &w.message == text);
+        let found = planned.report.iter().flat_map(|report| &report.warnings);
+        for text in found.filter(|text| !said(text)) {
+            output.note(&format!("note: {text}"));
+        }
     }
     let Some(last) = done.last() else {
         return Ok(());

@@ -147,9 +147,30 @@ fn more_is_captured_with_more_freedom() {
         assert!(of("diagonal") <= of("full") + slack, "{layer}");
         assert!(of("average") <= of("task") + slack, "{layer}");
     }
+    assert!(
+        report["suggestion"]["method"].is_string(),
+        "{}",
+        report["suggestion"]
+    );
+    assert_eq!(report["pairwise"].as_array().map(Vec::len), Some(3));
     assert!(dir.path().join("page.html").is_file());
     let entries = fs::read_dir(dir.path()).expect("a folder").count();
     assert_eq!(entries, 2, "a diagnosis writes nothing but its report");
+}
+
+#[test]
+fn methods_that_leave_the_biases_are_diagnosed_too() {
+    let dir = TempDir::new().expect("a folder");
+    for method in ["regmean", "lot"] {
+        fs::write(
+            dir.path().join("recipe.yml"),
+            with_data(&format!("merge_method: {method}"), 16),
+        )
+        .expect("a recipe");
+        let done = run(dir.path(), ["diagnose", "recipe.yml", "--quiet"]);
+        assert_eq!(done.code, Some(0), "{method}: {}", done.stderr);
+        assert!(done.stdout.contains("average"), "{method}: {}", done.stdout);
+    }
 }
 
 #[test]
@@ -198,6 +219,33 @@ fn moments_stand_for_samples() {
     };
     for (x, y) in numbers(&a).iter().zip(numbers(&b)) {
         assert!((x - y).abs() < 1e-4, "{x} against {y}");
+    }
+    // A prior of whole matrices counts where the samples say little; held-out rows and other networks' inputs are not there.
+    let strong = head.replace("sequential: false", "sequential: false, ridge: 1000");
+    let of = |out: &str, recipe: &str| {
+        let done = merge(&dir, recipe, out, &[]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        weights(&dir, out)
+    };
+    let named = |task: &str| format!("    calibration: {task}.moments.safetensors\n");
+    let average = of("average", &recipe(&strong, named));
+    let tsv = of("tsv", &recipe(&format!("prior: tsv_m\n{strong}"), named));
+    assert_ne!(average, tsv);
+    for (head, said) in [
+        ("merge_method: regmean++", "regmean++ runs the networks"),
+        (
+            "merge_method: projection\nparameters: {distill: 5}",
+            "distill runs the networks",
+        ),
+        (
+            "merge_method: projection\nparameters: {ridge: auto}",
+            "held-out",
+        ),
+    ] {
+        let refused = merge(&dir, &recipe(head, named), "refused", &[]);
+        assert_ne!(refused.code, Some(0), "{head}");
+        assert!(refused.stderr.contains(said), "{head}: {}", refused.stderr);
+        assert!(!dir.path().join("refused/model.safetensors").exists());
     }
     // Of another model.
     let swapped = recipe(head, |task| {
