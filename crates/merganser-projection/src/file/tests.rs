@@ -1,7 +1,7 @@
 //! Files of moments, read back and refused.
 
-use std::collections::BTreeMap;
 use merganser_store::header;
+use std::collections::BTreeMap;
 
 use super::*;
 
