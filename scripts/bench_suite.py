@@ -16,6 +16,8 @@ import subprocess
 import time
 
 PROJECTION = "merge_method: projection\n"
+# One setting for all suites, chosen by how near the outputs of heads come to the fine-tunes' on held-out calibration samples.
+STRONG = "prior: tsv_m\nparameters: {{alpha: 1.3, ridge: 1, ridge_scale: input{}}}\n"
 METHODS = {
     "average": "merge_method: task_arithmetic\nparameters: {weight: 1, normalize: true}\n",
     "task arithmetic 0.3": "merge_method: task_arithmetic\nparameters: {weight: 1, lambda: 0.3}\n",
@@ -28,10 +30,8 @@ METHODS = {
     "projection, one pass": PROJECTION + "parameters: {sequential: false}\n",
     "projection, layer targets": PROJECTION + "parameters: {targets: layer}\n",
     "projection": PROJECTION,
-    "projection, prior tsv_m": PROJECTION + "prior: tsv_m\nparameters: {ridge: 0.1}\n",
-    "projection, prior tsv_m, ridge 1": PROJECTION + "prior: tsv_m\nparameters: {ridge: 1}\n",
-    "projection, prior tsv_m, ridge 1, distilled": PROJECTION
-    + "prior: tsv_m\nparameters: {ridge: 1, distill: 200, distill_rate: 0.05}\n",
+    "projection, prior tsv_m": PROJECTION + STRONG.format(""),
+    "projection, prior tsv_m, distilled": PROJECTION + STRONG.format(", distill: 200"),
 }
 NEEDS_DATA = ("projection", "regmean", "lot")
 
@@ -108,9 +108,46 @@ def main():
         cells = [f"{score:.3f}" for score in scores]
         mean, normalised = f"{average['value']:.4f}", f"{100 * average['normalised']:.1f} %"
         print(f"| {name} | " + " | ".join(cells) + f" | {mean} | {normalised} | {seconds.get(name, 0):.0f} |")
+    averages = [average["value"] for average in found["averages"]]
     scores = [row["reference"]["score"]["value"] for row in found["tasks"]]
     cells = [f"{score:.3f}" for score in scores]
     print("| fine-tunes | " + " | ".join(cells) + f" | {sum(scores) / len(scores):.4f} | 100 % | |")
+    if len(folders) > 2:
+        rank(given, folders, dict(zip(folders, averages[1:])))
+
+
+def rank(given, folders, accuracies):
+    """Prints how well captured energy, which knows no labels, ranks the merges."""
+    recipe = given.out / "projection__one_pass.yml"
+    if not recipe.exists():
+        return
+    compared = [flag for folder in folders.values() for flag in ("--compare", folder)]
+    found = subprocess.run(
+        [given.merganser, "diagnose", recipe, *compared, "--json"], check=True, capture_output=True, text=True
+    )
+    methods = {method["name"]: method for method in json.loads(found.stdout.splitlines()[-1])["methods"]}
+    print("\n| merge | captured, layer by layer | captured at the output | mean accuracy |\n|---|---|---|---|")
+    rows = []
+    for name, folder in folders.items():
+        method = methods[str(folder)]
+        rows.append((method["captured"], method["output"], accuracies[name]))
+        print(f"| {name} | {method['captured']:.3f} | {method['output']:.3f} | {accuracies[name]:.4f} |")
+    layers, outputs, means = zip(*rows)
+    print(
+        f"\nSpearman's coefficient with accuracy over {len(rows)} merges: {spearman(layers, means):.2f} layer by layer, "
+        f"{spearman(outputs, means):.2f} at the output"
+    )
+
+
+def spearman(xs, ys):
+    def ranks(values):
+        return [sum(v < x for v in values) + (1 + sum(v == x for v in values)) / 2 for x in values]
+
+    a, b = ranks(xs), ranks(ys)
+    mean = (len(a) + 1) / 2
+    products = sum((x - mean) * (y - mean) for x, y in zip(a, b))
+    squares = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
+    return products / squares**0.5
 
 
 if __name__ == "__main__":

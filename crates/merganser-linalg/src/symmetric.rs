@@ -193,6 +193,22 @@ impl Symmetric {
             .for_each(|x| *x *= factor);
     }
 
+    /// Multiplies row i and column i by `factors[i]`: D A D for a diagonal matrix D.
+    ///
+    /// # Panics
+    /// If there are not [`dim`](Self::dim) factors.
+    pub fn scale_both(&mut self, factors: &[f64]) {
+        assert_eq!(self.dim, factors.len(), "one factor a row");
+        let mut rest = self.packed.as_mut_slice();
+        for (i, own) in factors.iter().enumerate() {
+            let (row, after) = rest.split_at_mut(i + 1);
+            for (x, factor) in row.iter_mut().zip(factors) {
+                *x *= own * factor;
+            }
+            rest = after;
+        }
+    }
+
     /// The matrix one larger whose last row and column are `border` and whose last element is `corner`.
     ///
     /// # Panics
@@ -312,6 +328,13 @@ mod tests {
             gram.bordered(&[7.0, 8.0], 9.0).to_square(),
             expected.unwrap()
         );
+    }
+
+    #[test]
+    fn rows_and_columns_are_scaled() {
+        let mut gram = Symmetric::from_packed(2, vec![1.0, 2.0, 3.0]).unwrap();
+        gram.scale_both(&[2.0, 5.0]);
+        assert_eq!(gram.packed(), [4.0, 20.0, 75.0]);
     }
 
     proptest! {

@@ -73,6 +73,12 @@ static PROJECTION: MethodInfo = MethodInfo {
             "what the coefficients of `task`, `sparse`, `diagonal` and `atoms` may be",
         ),
         RIDGE,
+        Parameter::choice(
+            "ridge_scale",
+            &["mean", "input"],
+            "mean",
+            "what the ridge of a matrix is relative to: the mean of the Gram's diagonal, or each input's own entry there",
+        ),
         Parameter::float(
             "tolerance",
             Scope::Shared,

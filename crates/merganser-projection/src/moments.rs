@@ -122,6 +122,16 @@ impl InputMoments {
         }
     }
 
+    /// The moments of the input whose coordinates are multiplied by `factors`.
+    pub(crate) fn scaled(&self, factors: &[f64]) -> Self {
+        let mut scaled = self.clone();
+        scaled.gram.scale_both(factors);
+        for (sum, factor) in scaled.sum.iter_mut().zip(factors) {
+            *sum *= factor;
+        }
+        scaled
+    }
+
     /// The moments of V x, for the rows of V.
     pub(crate) fn projected<T: Real>(&self, v: &Matrix<T>) -> Result<Self> {
         let v: Matrix = v.cast();
@@ -278,6 +288,13 @@ impl TargetMoments {
             sum: self.sum.clone(),
             energy: self.energy,
         }
+    }
+
+    /// The moments for inputs whose coordinates are multiplied by `factors`.
+    pub(crate) fn scaled(&self, factors: &[f64]) -> Self {
+        let mut scaled = self.clone();
+        scaled.cross.scale_cols(factors);
+        scaled
     }
 
     /// The moments of U r against V x, for the rows of U and V. The energy stays that of r.

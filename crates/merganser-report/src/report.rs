@@ -44,6 +44,8 @@ pub struct Report {
     /// Spearman's rank correlation between captured energy and mean accuracy over the methods that
     /// have both (at least three). Worked out if `None`.
     pub spearman: Option<f64>,
+    /// The same between the captured energy at the output and mean accuracy.
+    pub spearman_output: Option<f64>,
     /// Tensors without moments, which the prior merge decided.
     pub fallbacks: Vec<Fallback>,
     /// What the reader must know before trusting the numbers.
@@ -65,6 +67,7 @@ impl Default for Report {
             pairwise: Vec::new(),
             evaluation: None,
             spearman: None,
+            spearman_output: None,
             fallbacks: Vec::new(),
             warnings: Vec::new(),
         }
@@ -163,6 +166,8 @@ pub struct Method {
     /// Captured energy over the network, `Σ E_l c_l / Σ E_l`. Worked out from the layers if
     /// `None`.
     pub captured: Option<f64>,
+    /// Captured energy at the output of the whole network, of finished models: the features' instead of the layers'.
+    pub output: Option<f64>,
     /// Accuracy of the merged model, if it was evaluated.
     pub accuracy: Option<Accuracy>,
     /// A word about this method, such as its parameters or the cost.

@@ -41,6 +41,8 @@ impl Report {
         }
         report.spearman =
             finite(report.spearman).or_else(|| spearman(&report.captured_and_accuracy()));
+        report.spearman_output =
+            finite(report.spearman_output).or_else(|| spearman(&report.output_and_accuracy()));
         for warning in warnings {
             if !report.warnings.contains(&warning) {
                 report.warnings.push(warning);
@@ -52,6 +54,12 @@ impl Report {
     /// The pairs of captured energy and mean accuracy of all methods that have both.
     pub(crate) fn captured_and_accuracy(&self) -> Vec<(f64, f64)> {
         let pair = |method: &Method| Some((method.captured?, average(method)?));
+        self.methods.iter().filter_map(pair).collect()
+    }
+
+    /// The pairs of captured energy at the output and mean accuracy of all methods that have both.
+    pub(crate) fn output_and_accuracy(&self) -> Vec<(f64, f64)> {
+        let pair = |method: &Method| Some((method.output?, average(method)?));
         self.methods.iter().filter_map(pair).collect()
     }
 
@@ -142,6 +150,7 @@ impl Report {
         let mut partial: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for method in &mut self.methods {
             method.captured = finite(method.captured);
+            method.output = finite(method.output);
             if method.captured.is_some() {
                 continue;
             }

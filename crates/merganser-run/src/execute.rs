@@ -6,6 +6,7 @@
 //! sums are added in order.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use merganser_kernels::convert::{self, Float};
 use merganser_methods::{
@@ -266,11 +267,33 @@ impl Work<'_> {
                     .par_iter()
                     .try_for_each(|i| self.produce(&outputs[*i]))?;
             } else {
-                self.produce(&outputs[batch[0]])?;
+                let large = rest
+                    .iter()
+                    .take_while(|i| outputs[**i].elements() > CHUNK)
+                    .count();
+                let (batch, after) = rest.split_at(large);
+                self.side_by_side(batch)?;
+                rest = after;
+                continue;
             }
             rest = after;
         }
         Ok(())
+    }
+
+    /// Makes large tensors, two at a time: while one is being read the other is being written, and no thread waits for the
+    /// others at the end of a pass.
+    fn side_by_side(&self, batch: &[usize]) -> Result<(), RunError> {
+        let outputs = &self.job.plan.outputs;
+        let next = AtomicUsize::new(0);
+        let worker = || {
+            while let Some(i) = batch.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.produce(&outputs[*i])?;
+            }
+            Ok(())
+        };
+        let (first, second) = rayon::join(worker, worker);
+        first.and(second)
     }
 
     /// Makes one output tensor and records it.

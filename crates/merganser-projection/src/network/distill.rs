@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use merganser_model::{Batch, Modality, Network, Reg, StageKind, StageWeights, State, Weights};
+use merganser_model::{Batch, Network, Reg, StageKind, StageWeights, State, Weights};
 use rayon::prelude::*;
 
+use super::feature::Feature;
 use super::walk::forward;
 use super::{NetworkError, Teacher};
 
@@ -36,20 +37,6 @@ pub struct Distillation {
     pub feature: Feature,
     /// Order of the samples.
     pub seed: u64,
-}
-
-/// What of a hidden state counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Feature {
-    /// The class token of images, the mean over the tokens of encoders, all tokens of decoders.
-    #[default]
-    Auto,
-    /// The first token.
-    First,
-    /// The mean over the tokens.
-    Mean,
-    /// All tokens.
-    Tokens,
 }
 
 /// What teachers give on one batch.
@@ -224,13 +211,6 @@ struct Targets {
 
 impl Plan {
     fn new(network: &Network, settings: &Distillation) -> Self {
-        let decoder = network.vocabulary_head().is_some();
-        let feature = match settings.feature {
-            Feature::Auto if network.modality() == Modality::Image => Feature::First,
-            Feature::Auto if decoder => Feature::Tokens,
-            Feature::Auto => Feature::Mean,
-            given => given,
-        };
         let blocks = network
             .stages
             .iter()
@@ -238,19 +218,11 @@ impl Plan {
             .filter_map(|stage| Some(stage.ops.last()?.output()))
             .collect();
         Self {
-            feature,
+            feature: settings.feature.resolved(network),
             output: network.outputs().hidden,
             blocks,
             hidden: settings.hidden,
         }
-    }
-
-    fn feature(&self, state: &State) -> merganser_model::Result<Tensor> {
-        Ok(match self.feature {
-            Feature::First => state.get(self.output)?.narrow(1, 0, 1)?.squeeze(1)?,
-            Feature::Mean => state.mean(self.output)?,
-            Feature::Tokens | Feature::Auto => state.rows(self.output)?,
-        })
     }
 
     /// Runs a network up to its last hidden state and gives the feature and the hidden states that count.
@@ -269,7 +241,7 @@ impl Plan {
             for op in &stage.ops {
                 network.run(op, &mut state, weights)?;
                 if op.outputs.contains(&self.output) {
-                    feature = Some(self.feature(&state)?);
+                    feature = Some(self.feature.of(&state, self.output)?);
                 }
                 for block in &self.blocks {
                     if op.outputs.contains(block) {
@@ -280,7 +252,7 @@ impl Plan {
         }
         let feature = match feature {
             Some(feature) => feature,
-            None => self.feature(&state)?,
+            None => self.feature.of(&state, self.output)?,
         };
         Ok(Target { feature, hidden })
     }

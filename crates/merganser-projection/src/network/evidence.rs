@@ -44,6 +44,7 @@ impl Failure {
 }
 
 /// Moments of the inputs of one task.
+#[derive(Clone)]
 pub(super) struct Inputs {
     pub(super) all: InputMoments,
     pub(super) held_out: Option<InputMoments>,
@@ -74,6 +75,14 @@ impl Inputs {
         Self {
             all: self.all.with_bias(),
             held_out: self.held_out.as_ref().map(InputMoments::with_bias),
+        }
+    }
+
+    pub(super) fn scaled(&self, factors: &[f64]) -> Self {
+        let scaled = |moments: &InputMoments| moments.scaled(factors);
+        Self {
+            all: scaled(&self.all),
+            held_out: self.held_out.as_ref().map(scaled),
         }
     }
 }
@@ -114,6 +123,14 @@ impl Targets {
         Self {
             all: self.all.with_bias(),
             held_out: self.held_out.as_ref().map(TargetMoments::with_bias),
+        }
+    }
+
+    pub(super) fn scaled(&self, factors: &[f64]) -> Self {
+        let scaled = |moments: &TargetMoments| moments.scaled(factors);
+        Self {
+            all: scaled(&self.all),
+            held_out: self.held_out.as_ref().map(scaled),
         }
     }
 }

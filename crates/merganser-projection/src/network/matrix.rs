@@ -1,5 +1,6 @@
 //! One matrix, with its bias where that is solved for too: the same whether samples or a file of moments speak for it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
@@ -10,6 +11,7 @@ use super::evidence::{Inputs, Targets};
 use super::layer::{self, values};
 use super::pairs::Pairs;
 use super::solve::{label, solve};
+use super::units::Units;
 use super::walk::forward;
 use super::{Host, Layer, LayerKind, NetworkError, Rule, Settings};
 use crate::{DataFree, Error, HeldOut, Problem, Task};
@@ -69,27 +71,52 @@ impl Asked<'_> {
         let bias = linear.bias.as_deref().filter(|_| rule.includes_bias());
         let base: Matrix<T> =
             joined(linear, self.base, bias.is_some()).map_err(forward("the base model"))?;
-        let update = |weights: &dyn Weights, model: &str| {
+        let plain = |weights: &dyn Weights, model: &str| {
             let mut update = joined(linear, weights, bias.is_some()).map_err(forward(model))?;
             update.add_scaled(-1.0, &base);
             Ok::<Matrix<T>, NetworkError>(update)
         };
-        let updates = self
+        let mut updates = self
             .tuned
             .iter()
-            .map(|(model, _, weights)| update(*weights, model))
+            .map(|(model, _, weights)| plain(*weights, model))
             .collect::<Result<Vec<_>, _>>()?;
-        let augmented: Vec<Inputs>;
-        let (inputs, targets) = if bias.is_some() {
-            augmented = self.inputs.iter().map(Inputs::with_bias).collect();
-            let targets = self.targets.iter().map(Targets::with_bias).collect();
-            (augmented.as_slice(), targets)
-        } else {
-            (self.inputs, self.targets)
+        let mut prior = plain(&Prior(host), "the prior")?;
+        let data_free = settings
+            .matrix_prior
+            .as_ref()
+            .filter(|_| self.stage.1.is_some());
+        if let Some(data_free) = data_free {
+            let merged = without_bias(data_free, linear.inputs, &updates).map_err(fault)?;
+            for i in 0..prior.rows() {
+                prior.row_mut(i)[..linear.inputs].copy_from_slice(merged.row(i));
+            }
+        }
+        let (mut inputs, mut targets) = (Cow::Borrowed(self.inputs), self.targets);
+        if bias.is_some() {
+            inputs = inputs.iter().map(Inputs::with_bias).collect();
+            targets = targets.iter().map(Targets::with_bias).collect();
+        }
+        let units = (settings.ridge_by_input && rule.has_ridge()).then(|| {
+            let weights = self.tuned.iter().map(|(_, weight, _)| *weight);
+            Units::of(weights.zip(inputs.iter()))
+        });
+        if let Some(units) = &units {
+            inputs = inputs.iter().map(|x| units.inputs(x)).collect();
+            targets = targets.iter().map(|x| units.targets(x)).collect();
+            updates.iter_mut().for_each(|update| units.apply(update));
+            units.apply(&mut prior);
+        }
+        let update = |weights: &dyn Weights, model: &str| {
+            let mut update = plain(weights, model)?;
+            if let Some(units) = &units {
+                units.apply(&mut update);
+            }
+            Ok::<_, NetworkError>(update)
         };
         let tasks: Vec<Task<'_, T>> = updates
             .iter()
-            .zip(inputs)
+            .zip(inputs.iter())
             .enumerate()
             .map(|(t, (update, input))| Task {
                 weight: self.tuned[t].1,
@@ -102,17 +129,6 @@ impl Asked<'_> {
                 }),
             })
             .collect();
-        let mut prior = update(&Prior(host), "the prior")?;
-        let data_free = settings
-            .matrix_prior
-            .as_ref()
-            .filter(|_| self.stage.1.is_some());
-        if let Some(data_free) = data_free {
-            let merged = without_bias(data_free, linear.inputs, &updates).map_err(fault)?;
-            for i in 0..prior.rows() {
-                prior.row_mut(i)[..linear.inputs].copy_from_slice(merged.row(i));
-            }
-        }
         let problem = Problem::new(tasks.clone())
             .and_then(|problem| problem.with_prior(prior.clone()))
             .map_err(fault)?;
@@ -142,7 +158,13 @@ impl Asked<'_> {
             layer.measured.push((rival, captured));
         }
         if !settings.measured.is_empty() {
-            layer.pairs = Some(Pairs::of(&updates, problem.gram()));
+            let plain = units.as_ref().map(|units| {
+                let mut plain = updates.clone();
+                plain.iter_mut().for_each(|update| units.undo(update));
+                plain
+            });
+            let plain = plain.as_deref().unwrap_or(&updates);
+            layer.pairs = Some(Pairs::of(plain, &updates, problem.gram()));
         }
         if rule == Rule::Prior {
             return Ok(Merged {
@@ -172,6 +194,9 @@ impl Asked<'_> {
             layer.basis = data_free.map_or(layer.basis, |data_free| data_free.name().to_owned());
             prior
         };
+        if let Some(units) = &units {
+            units.undo(&mut merged);
+        }
         merged.add_scaled(1.0, &base);
         let shape = self.base.tensor(name).map_err(forward("the base model"))?;
         let (w, b) = parted(linear, &merged, shape.dims()).map_err(layer::host)?;

@@ -12,6 +12,7 @@
 
 mod distill;
 mod evidence;
+mod feature;
 mod from_moments;
 mod layer;
 mod linear;
@@ -20,6 +21,7 @@ mod matrix;
 mod pairs;
 mod simple;
 mod solve;
+mod units;
 mod walk;
 
 use candle_core::Tensor;
@@ -27,7 +29,8 @@ use merganser_model::{Batch, ModelError, Weights};
 
 use crate::{Captured, DataFree, Programme};
 
-pub use distill::{Distillation, Feature, distill};
+pub use distill::{Distillation, distill};
+pub use feature::{Feature, captured_features};
 pub use from_moments::{Place, Recorded, merge_recorded};
 pub use masks::Mask;
 pub use pairs::Pairs;
@@ -117,6 +120,11 @@ impl Rule {
         }
     }
 
+    /// Whether it has a ridge.
+    fn has_ridge(&self) -> bool {
+        matches!(self, Self::Programme(_) | Self::Sparse { .. })
+    }
+
     /// Whether the bias that goes with a weight is solved for with it; else it is the prior's.
     pub fn includes_bias(&self) -> bool {
         matches!(self, Self::Prior | Self::Programme(_) | Self::Sparse { .. })
@@ -142,6 +150,8 @@ pub struct Settings {
     pub stream: Stream,
     /// Targets of layers that write into the residual stream correct its drift as well.
     pub residual_targets: bool,
+    /// The ridge of a matrix is relative to the size of each input rather than to their mean.
+    pub ridge_by_input: bool,
     /// What the matrices of blocks start from instead of [`Host::prior`].
     pub matrix_prior: Option<DataFree>,
     /// Programmes whose captured energy is measured besides, layer by layer.

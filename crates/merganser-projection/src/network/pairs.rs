@@ -16,9 +16,14 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// The sums of these task vectors, with the Gram of the inputs of all tasks.
-    pub(super) fn of<T: Real>(updates: &[Matrix<T>], gram: &Matrix<T>) -> Self {
-        let products: Vec<Matrix<T>> = updates
+    /// The sums of these task vectors, with the Gram of the inputs of all tasks. `scaled` are the task vectors in the units
+    /// of the Gram.
+    pub(super) fn of<T: Real>(
+        updates: &[Matrix<T>],
+        scaled: &[Matrix<T>],
+        gram: &Matrix<T>,
+    ) -> Self {
+        let products: Vec<Matrix<T>> = scaled
             .iter()
             .map(|update| gemm::mul(update, gram))
             .collect();
@@ -41,7 +46,7 @@ impl Pairs {
         }
         Self {
             weights: Matrix::from_fn(tasks, tasks, |s, t| updates[s].dot(&updates[t])),
-            outputs: Matrix::from_fn(tasks, tasks, |s, t| products[s].dot(&updates[t])),
+            outputs: Matrix::from_fn(tasks, tasks, |s, t| products[s].dot(&scaled[t])),
             opposite,
             both,
         }
@@ -87,7 +92,8 @@ mod tests {
         let mut b = a.clone();
         b.scale(-2.0);
         let zero = Matrix::zeros(2, 3);
-        let mut pairs = Pairs::of(&[a, b, zero], &Matrix::identity(3));
+        let updates = [a, b, zero];
+        let mut pairs = Pairs::of(&updates, &updates, &Matrix::identity(3));
         pairs.add(&pairs.clone());
         assert_eq!(pairs.weight_cosine(0, 1), Some(-1.0));
         assert_eq!(pairs.output_cosine(0, 0), Some(1.0));

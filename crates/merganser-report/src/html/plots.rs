@@ -104,8 +104,16 @@ pub(super) fn correlation(report: &Report) -> Option<String> {
     } else {
         ""
     };
+    let output = match report.spearman_output {
+        Some(coefficient) => format!(
+            " With what they capture at the output of the network it is {} over {}.",
+            decimal(Some(coefficient)),
+            report.output_and_accuracy().len()
+        ),
+        None => String::new(),
+    };
     Some(format!(
-        "Spearman’s rank correlation is {} over {methods} methods{few}.",
+        "Spearman’s rank correlation is {} over {methods} methods{few}.{output}",
         decimal(Some(coefficient))
     ))
 }

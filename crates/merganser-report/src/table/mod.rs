@@ -77,13 +77,17 @@ fn methods(report: &Report, width: usize) -> String {
     let mut order: Vec<&Method> = report.methods.iter().collect();
     let value = |method: &Method| method.captured.unwrap_or(f64::NEG_INFINITY);
     order.sort_by(|a, b| value(b).total_cmp(&value(a)));
+    let at_output = report.methods.iter().any(|method| method.output.is_some());
     let mut head = vec!["METHOD", "", "captured", "below full", ""];
+    if at_output {
+        head.push("at the output");
+    }
     if evaluated {
         head.extend(["accuracy", "of fine-tuned"]);
     }
     let mut table = Table::new(&head);
     // The bar gives way first, then the distance to the bound.
-    table.optional = vec![4, 3, 6];
+    table.optional = vec![4, 3, if at_output { 7 } else { 6 }];
     table.left = vec![1, 4];
     for method in order {
         let chosen = report.chosen.as_ref() == Some(&method.name);
@@ -98,6 +102,9 @@ fn methods(report: &Report, width: usize) -> String {
             percent(gap),
             bar(method.captured, 20),
         ];
+        if at_output {
+            row.push(percent(method.output));
+        }
         if evaluated {
             let accuracy = method.accuracy.clone().unwrap_or_default();
             row.extend([score(accuracy.average), score(accuracy.normalised)]);
@@ -125,16 +132,25 @@ fn methods(report: &Report, width: usize) -> String {
             ));
         }
     }
-    if let Some(coefficient) = report.spearman {
-        text.push_str(&wrap(
-            &format!(
-                "captured energy against accuracy: Spearman {} over {} methods",
-                decimal(Some(coefficient)),
-                report.captured_and_accuracy().len()
-            ),
-            width,
-            "  ",
-        ));
+    let correlations = [
+        ("", report.spearman, report.captured_and_accuracy().len()),
+        (
+            " at the output",
+            report.spearman_output,
+            report.output_and_accuracy().len(),
+        ),
+    ];
+    for (place, coefficient, methods) in correlations {
+        if coefficient.is_some() {
+            text.push_str(&wrap(
+                &format!(
+                    "captured energy{place} against accuracy: Spearman {} over {methods} methods",
+                    decimal(coefficient)
+                ),
+                width,
+                "  ",
+            ));
+        }
     }
     text
 }

@@ -10,6 +10,7 @@ mod findings;
 mod from_moments;
 mod host;
 mod matrices;
+mod outputs;
 mod rivals;
 mod rules;
 mod samples;
@@ -196,6 +197,7 @@ impl<'a> Projection<'a> {
                 "regmean++" => Stream::Candidates,
                 _ => Stream::Taught,
             },
+            ridge_by_input: general.text("ridge_scale") == Some("input"),
             residual_targets: general.text("targets") == Some("residual"),
             matrix_prior: self
                 .calibrated
@@ -341,5 +343,7 @@ pub fn diagnose(
         rivals: &rivals,
         observer,
     };
-    projection.walk(&host, &tensors, rivals::bases(), words)
+    let mut report = projection.walk(&host, &tensors, rivals::bases(), words)?;
+    outputs::measure(&projection, &tensors, compared, &mut report)?;
+    Ok(report)
 }

@@ -159,6 +159,49 @@ fn more_is_captured_with_more_freedom() {
 }
 
 #[test]
+fn finished_models_are_measured_at_the_output_too() {
+    let dir = TempDir::new().expect("a folder");
+    let scaled = "merge_method: projection\nparameters: {ridge: 0.1, ridge_scale: input}";
+    for (out, head) in [
+        ("mean", "merge_method: projection\nparameters: {ridge: 0.1}"),
+        ("input", scaled),
+        (
+            "far",
+            "merge_method: task_arithmetic\nparameters: {weight: 5}",
+        ),
+    ] {
+        let text = if out == "far" {
+            recipe(head, |_| String::new())
+        } else {
+            with_data(head, 48)
+        };
+        let done = merge(&dir, &text, out, &[]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    assert_ne!(weights(&dir, "mean"), weights(&dir, "input"));
+    fs::write(dir.path().join("recipe.yml"), with_data(scaled, 48)).expect("a recipe");
+    let mut arguments = vec!["diagnose", "recipe.yml", "--json", "--quiet"];
+    for model in ["mean", "input", "far"] {
+        arguments.extend(["--compare", model]);
+    }
+    let done = run(dir.path(), arguments);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let last = done.stdout.lines().last().expect("a line");
+    let report: Value = serde_json::from_str(last).expect("a report");
+    let output = |name: &str| {
+        let methods = report["methods"].as_array().expect("methods");
+        let method = methods.iter().find(|method| method["name"] == name);
+        method.expect("the model")["output"].as_f64()
+    };
+    for solved in ["mean", "input"] {
+        let captured = output(solved).expect("a number");
+        assert!(captured > 0.5 && captured < 1.0, "{solved}: {captured}");
+        assert!(output("far") < Some(captured));
+    }
+    assert_eq!(output("this merge"), None);
+}
+
+#[test]
 fn methods_that_leave_the_biases_are_diagnosed_too() {
     let dir = TempDir::new().expect("a folder");
     for method in ["regmean", "lot"] {
