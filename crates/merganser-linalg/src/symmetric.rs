@@ -245,6 +245,26 @@ impl Symmetric {
     }
 }
 
+/// The Gram matrix of the smaller side, in `f64` by half products: A Aᵀ if A has no more rows than columns, else AᵀA.
+///
+/// # Errors
+/// If A is not finite or a sum overflows.
+pub fn gram(a: &Matrix<f64>) -> Result<Matrix<f64>> {
+    let (m, n) = a.shape();
+    let mut sum = Symmetric::zeros(m.min(n));
+    if sum.dim > 0 {
+        if m > n {
+            sum.add_rows(a.as_slice())?;
+        } else {
+            for from in (0..n).step_by(BATCH) {
+                let columns = Matrix::from_fn(m, BATCH.min(n - from), |i, j| a.row(i)[from + j]);
+                sum.add_rows(columns.transpose().as_slice())?;
+            }
+        }
+    }
+    Ok(sum.to_square())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -252,6 +272,19 @@ mod tests {
 
     use super::*;
     use crate::gemm;
+
+    #[test]
+    fn the_smaller_side_has_the_smaller_gram() {
+        for (m, n) in [(3, 2100), (2100, 3), (5, 5), (0, 4), (4, 0)] {
+            let a = Matrix::from_fn(m, n, |i, j| ((i * 13 + j * 29) % 9) as f64 - 4.0);
+            let expected = if m > n {
+                gemm::mul_tn(&a, &a)
+            } else {
+                gemm::mul_nt(&a, &a)
+            };
+            assert_eq!(gram(&a).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn the_gram_of_integers_is_exact_over_panels_and_batches() {
