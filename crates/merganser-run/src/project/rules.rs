@@ -3,12 +3,13 @@
 use merganser_methods::{MethodInfo, Settings};
 use merganser_plan::Calibrated;
 use merganser_projection::network::{Mask, Rule};
-use merganser_projection::{Basis, Constraint, DataFree, Programme, Ridge, WudiAdam};
+use merganser_projection::{Basis, Constraint, DataFree, Programme, Ridge, Spectral, WudiAdam};
 
 /// A method that merges whole matrices without data, with its parameters.
 pub(crate) fn data_free(info: &MethodInfo, settings: &Settings) -> DataFree {
     match (info.name, settings.text("solver")) {
-        ("tsv_m", _) => DataFree::TsvM {
+        ("tsv_m", _) => DataFree::Spectral {
+            method: Spectral::TsvM,
             scale: settings.float("alpha"),
         },
         (_, Some("adam")) => DataFree::Wudi(WudiAdam {
