@@ -9,7 +9,7 @@
 //! the shortest directions by ε κ² for the ε of `f64`, is far below ε κ for that of `f32`, by which the data know them.
 
 use crate::eigen::noise;
-use crate::svd::unit;
+use crate::svd::widened;
 use crate::{Eigen, Matrix, Real, Result, Svd, gemm, gram};
 
 /// Condition of the Gram matrix above which the factor is corrected.
@@ -37,7 +37,7 @@ impl Polar {
     pub fn of<T: Real>(a: &Matrix<T>, epsilon: f64) -> Result<Self> {
         a.check_finite()?;
         let (m, n) = a.shape();
-        let (a, scale) = unit(a);
+        let (a, scale) = widened(a);
         let epsilon = epsilon.max(T::EPSILON);
         let cutoff = noise(m.max(n), epsilon).powi(2);
         if cutoff <= noise(m.min(n), f64::EPSILON) {

@@ -103,7 +103,7 @@ impl<T: Real> Svd<T> {
     pub fn truncated(a: &Matrix<T>, k: usize, epsilon: f64) -> Result<Self> {
         let (m, n) = a.shape();
         a.check_finite()?;
-        let (scaled, scale) = unit(a);
+        let (scaled, scale) = widened(a);
         let cutoff = noise(m.max(n), epsilon.max(T::EPSILON));
         if cutoff.powi(2) <= noise(m.min(n), f64::EPSILON) {
             let svd = Self::of(a)?;
@@ -151,18 +151,18 @@ impl<T: Real> Svd<T> {
     }
 }
 
-/// The matrix in `f64`, scaled to a largest element of 1 so that its Gram neither overflows nor vanishes, and the scale.
-pub(crate) fn unit<T: Real>(a: &Matrix<T>) -> (Matrix, f64) {
+/// The matrix in `f64` and a factor to be undone: 1, unless its Gram could overflow or vanish.
+pub(crate) fn widened<T: Real>(a: &Matrix<T>) -> (Matrix, f64) {
     let mut out = a.cast::<f64>();
     let largest = out
         .as_slice()
         .iter()
         .fold(0.0_f64, |max, x| max.max(x.abs()));
-    if largest == 0.0 {
+    if largest == 0.0 || (1e-100..1e100).contains(&largest) {
         return (out, 1.0);
     }
     // A power of two, so that scaling rounds nothing.
-    let scale = 2.0_f64.powi(largest.log2().floor() as i32);
+    let scale = 2.0_f64.powi((largest.log2() as i32).max(-1000));
     out.scale(1.0 / scale);
     (out, scale)
 }

@@ -245,24 +245,39 @@ impl Symmetric {
     }
 }
 
-/// The Gram matrix of the smaller side, in `f64` by half products: A Aᵀ if A has no more rows than columns, else AᵀA.
+/// The Gram matrix of the smaller side, by half products: A Aᵀ if A has no more rows than columns, else AᵀA.
 ///
 /// # Errors
 /// If A is not finite or a sum overflows.
-pub fn gram(a: &Matrix<f64>) -> Result<Matrix<f64>> {
+pub fn gram<T: Real>(a: &Matrix<T>) -> Result<Matrix<T>> {
+    a.check_finite()?;
     let (m, n) = a.shape();
-    let mut sum = Symmetric::zeros(m.min(n));
-    if sum.dim > 0 {
-        if m > n {
-            sum.add_rows(a.as_slice())?;
-        } else {
-            for from in (0..n).step_by(BATCH) {
-                let columns = Matrix::from_fn(m, BATCH.min(n - from), |i, j| a.row(i)[from + j]);
-                sum.add_rows(columns.transpose().as_slice())?;
-            }
-        }
+    let d = m.min(n);
+    let a = if m > n {
+        a.view().transpose()
+    } else {
+        a.view()
+    };
+    let mut lower = Matrix::zeros(d, d);
+    if d == 0 {
+        return Ok(lower);
     }
-    Ok(sum.to_square())
+    lower
+        .as_mut_slice()
+        .par_chunks_mut(PANEL * d)
+        .enumerate()
+        .for_each(|(panel, rows)| {
+            let (first, height) = (panel * PANEL, rows.len() / d);
+            let own = a.subrows(first, height);
+            let others = a.subrows(0, first + height).transpose();
+            product_into_rows(rows, d, Accum::Replace, own, others, 1.0);
+        });
+    let upper = lower.transpose();
+    for i in 0..d {
+        lower.row_mut(i)[i + 1..].copy_from_slice(&upper.row(i)[i + 1..]);
+    }
+    lower.check_finite()?;
+    Ok(lower)
 }
 
 #[cfg(test)]

@@ -52,7 +52,9 @@ const NOISE: f64 = f32::EPSILON as f64;
 fn sum<T: Real>(updates: &[&Matrix<T>]) -> Result<Matrix> {
     let mut sum = updates.first().ok_or(Error::NoTasks)?.cast::<f64>();
     for update in &updates[1..] {
-        sum.add_scaled(1.0, &update.cast());
+        for (sum, x) in sum.as_mut_slice().iter_mut().zip(update.as_slice()) {
+            *sum += x.to_f64();
+        }
     }
     Ok(sum)
 }
