@@ -1,7 +1,7 @@
 //! Merges of whole matrices that need no data: for themselves, and as priors of those that have some.
 
 use merganser_linalg::{Matrix, Real};
-use merganser_spectral::{cart, iso_c, iso_cts, tsv_m};
+use merganser_spectral::{Aligned, cart, iso_c, iso_cts, knots, tsv_m};
 
 use crate::{Result, WudiAdam, wudi, wudi_closed_form};
 
@@ -33,12 +33,17 @@ pub enum Spectral {
         /// Share of the directions that the tasks have in common.
         common_fraction: f64,
     },
+    /// [`knots`], the entries of this matrix trimmed by themselves.
+    Knots {
+        /// Share of each task's coordinates that is kept.
+        density: f64,
+    },
     /// [`cart`].
     Cart {
         /// Share of the rank kept of every task's distance from the average.
         rank_fraction: f64,
         /// Factor of these distances.
-        lambda: f64,
+        scale: f64,
     },
 }
 
@@ -74,10 +79,14 @@ impl Spectral {
             Self::TsvM => tsv_m(updates),
             Self::IsoC => iso_c(updates),
             Self::IsoCts { common_fraction } => iso_cts(updates, common_fraction),
+            Self::Knots { density } => {
+                let layer = Aligned::of_updates(updates)?;
+                knots(&[layer], density, None, &|_, _| true).map(|merged| merged[0].cast())
+            }
             Self::Cart {
                 rank_fraction,
-                lambda,
-            } => cart(updates, rank_fraction, lambda),
+                scale,
+            } => cart(updates, rank_fraction, scale),
         }?)
     }
 
@@ -86,6 +95,7 @@ impl Spectral {
             Self::TsvM => "tsv_m",
             Self::IsoC => "iso_c",
             Self::IsoCts { .. } => "iso_cts",
+            Self::Knots { .. } => "knots",
             Self::Cart { .. } => "cart",
         }
     }
