@@ -74,3 +74,19 @@ proptest! {
         prop_assert!(cart(&updates, 0.3, 0.5).unwrap().check_finite().is_ok());
     }
 }
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let updates: Vec<Matrix> = (0..3).map(|t| numbers(t, 150, 420)).collect();
+    let updates: Vec<&Matrix> = updates.iter().collect();
+    let within = |threads, merge: fn(&[&Matrix]) -> Result<Matrix>| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| merge(&updates).unwrap())
+    };
+    for (name, merge) in MERGES {
+        assert_eq!(within(1, merge), within(3, merge), "{name}");
+    }
+}

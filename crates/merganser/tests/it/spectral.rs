@@ -33,11 +33,8 @@ fn merged(dir: &TempDir, case: &Case, head: &str) -> Vec<(String, Vec<f64>)> {
             .collect();
         checkpoint::write(&dir.path().join(model), &json!({}), &tensors);
     }
-    let list: String = models
-        .iter()
-        .map(|model| format!("  - model: {model}\n"))
-        .collect();
-    let recipe = format!("{head}\nbase_model: base\nmodels:\n{list}dtype: float32\n");
+    let list = models.join("\n  - model: ");
+    let recipe = format!("{head}\nbase_model: base\nmodels:\n  - model: {list}\ndtype: float32\n");
     fs::write(dir.path().join("recipe.yml"), recipe).expect("a recipe");
     let done = run(dir.path(), ["merge", "recipe.yml", "out", "--quiet"]);
     assert_eq!(done.code, Some(0), "{}: {}", case.name, done.stderr);
