@@ -1,10 +1,14 @@
 //! Eigenvalues and eigenvectors of symmetric matrices, and what follows from them for singular systems.
 
 use faer::diag::Diag;
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::linalg::evd::{
+    ComputeEigenvectors, self_adjoint_evd_scratch, tridiag, tridiagonal_self_adjoint_evd,
+};
+use faer::linalg::householder;
+use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
 use faer::prelude::default;
-use faer::{MatMut, Par};
+use faer::{Conj, Mat, MatMut, Par};
 
 use crate::{Error, Matrix, Real, Result, gemm};
 
@@ -27,22 +31,63 @@ impl<T: Real> Eigen<T> {
     /// # Panics
     /// If the matrix is not square.
     pub fn of(a: &Matrix<T>) -> Result<Self> {
+        Self::leading(a, a.rows())
+    }
+
+    /// The pairs of the `k` largest eigenvalues, or all if there are fewer. Less work than [`of`](Self::of): the vectors
+    /// of the others are not turned back from the tridiagonal form.
+    ///
+    /// # Errors
+    /// Those of [`of`](Self::of).
+    ///
+    /// # Panics
+    /// If the matrix is not square.
+    pub fn leading(a: &Matrix<T>, k: usize) -> Result<Self> {
         let n = a.rows();
         assert_eq!(n, a.cols(), "the matrix must be square");
         a.check_finite()?;
-        if n == 0 {
+        let k = k.min(n);
+        if k == 0 {
             return Ok(Self {
                 values: Vec::new(),
-                vectors: Matrix::zeros(0, 0),
+                vectors: Matrix::zeros(0, n),
             });
         }
-        // faer wants column-major vectors: their columns are the rows of our matrix.
-        let mut vectors = Matrix::<T>::zeros(n, n);
+        let block = recommended_block_size::<T>(n, n);
+        let scratch = StackReq::any_of(&[
+            self_adjoint_evd_scratch::<T>(n, ComputeEigenvectors::Yes, Par::Seq, default()),
+            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(
+                n - 1,
+                block,
+                k,
+            ),
+        ]);
+        let mut memory = MemBuffer::new(scratch);
+
+        // faer works on columns, which are the rows of our matrices. A = Q T Qᵀ: T tridiagonal, Q as reflections below it.
+        let mut reduced = a.transpose();
+        let mut reduced = MatMut::from_column_major_slice_mut(reduced.as_mut_slice(), n, n);
+        let mut factors = Mat::<T>::zeros(block, n - 1);
+        tridiag::tridiag_in_place(
+            reduced.as_mut(),
+            factors.as_mut(),
+            Par::Seq,
+            MemStack::new(&mut memory),
+            default(),
+        );
+        let (mut diagonal, mut below) = (Diag::<T>::zeros(n), Diag::<T>::zeros(n));
+        for i in 0..n {
+            diagonal[i] = reduced[(i, i)];
+            if i + 1 < n {
+                below[i] = reduced[(i + 1, i)];
+            }
+        }
+
         let mut values = Diag::<T>::zeros(n);
-        let scratch =
-            self_adjoint_evd_scratch::<T>(n, ComputeEigenvectors::Yes, Par::Seq, default());
-        self_adjoint_evd(
-            a.view().transpose(),
+        let mut vectors = Matrix::<T>::zeros(n, n);
+        tridiagonal_self_adjoint_evd(
+            diagonal.as_ref(),
+            below.as_ref(),
             values.as_mut(),
             Some(MatMut::from_column_major_slice_mut(
                 vectors.as_mut_slice(),
@@ -50,20 +95,29 @@ impl<T: Real> Eigen<T> {
                 n,
             )),
             Par::Seq,
-            MemStack::new(&mut MemBuffer::new(scratch)),
+            MemStack::new(&mut memory),
             default(),
         )
         .map_err(|_| Error::NoConvergence("eigendecomposition"))?;
-        let values: Vec<f64> = (0..n).map(|i| values.column_vector()[i].to_f64()).collect();
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|&i, &j| values[j].total_cmp(&values[i]));
-        let values: Vec<f64> = order.iter().map(|&i| values[i]).collect();
-        let mut vectors = vectors.gather_rows(&order);
-        for k in 0..n {
-            fix_sign(vectors.row_mut(k));
-        }
+        let values: Vec<f64> = (0..n).map(|i| values[i].to_f64()).collect();
         if values.iter().any(|x| !x.is_finite()) {
             return Err(Error::NoConvergence("eigendecomposition"));
+        }
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&i, &j| values[j].total_cmp(&values[i]));
+        order.truncate(k);
+        let values = order.iter().map(|&i| values[i]).collect();
+        let mut vectors = vectors.gather_rows(&order);
+        householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+            reduced.as_ref().submatrix(1, 0, n - 1, n - 1),
+            factors.as_ref(),
+            Conj::No,
+            MatMut::from_column_major_slice_mut(vectors.as_mut_slice(), n, k).subrows_mut(1, n - 1),
+            Par::Seq,
+            MemStack::new(&mut memory),
+        );
+        for k in 0..k {
+            fix_sign(vectors.row_mut(k));
         }
         Ok(Self { values, vectors })
     }
@@ -73,7 +127,7 @@ impl<T: Real> Eigen<T> {
     /// matrix of independent errors of size ε grows with the square root of its dimension.)
     pub fn noise(&self, epsilon: f64) -> f64 {
         let largest = self.values.first().copied().unwrap_or(0.0).max(0.0);
-        noise(self.values.len(), epsilon.max(T::EPSILON)) * largest
+        noise(self.vectors.cols(), epsilon.max(T::EPSILON)) * largest
     }
 
     /// Number of eigenvalues above `cutoff`.
@@ -167,6 +221,22 @@ mod tests {
         scaled.scale_rows(&eigen.values);
         rest.add_scaled(-1.0, &scaled);
         assert!(rest.norm() < 1e-12 * a.norm());
+    }
+
+    #[test]
+    fn the_leading_pairs_are_those_of_the_whole() {
+        for n in [1, 2, 40, 300] {
+            let x = Matrix::from_fn(n, n, |i, j| (((i * n + j) as f64) * 1.7).sin());
+            let a = gemm::mul_tn(&x, &x);
+            let whole = Eigen::of(&a).unwrap();
+            let k = n.div_ceil(5);
+            let leading = Eigen::leading(&a, k).unwrap();
+            assert_eq!(leading.values, whole.values[..k]);
+            let mut difference = whole.vectors.rows_range(0, k);
+            difference.add_scaled(-1.0, &leading.vectors);
+            assert!(difference.norm() < 1e-12);
+            assert_eq!(Eigen::leading(&a, 2 * n).unwrap().vectors.rows(), n);
+        }
     }
 
     #[test]

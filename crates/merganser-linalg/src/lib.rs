@@ -4,7 +4,7 @@
 //! * [`Symmetric`]: the packed lower triangle of a symmetric matrix in `f64`, which takes the sum of xxᵀ over rows of
 //!   `f32` data by half products, at twice the rate of a general product.
 //! * [`gemm`]: products. [`Spd`]: Cholesky in place, solves, iterative refinement with the residual in `f64`.
-//!   [`Eigen`], [`Svd`], [`orthonormal_rows`]: decompositions with their numerical rank.
+//!   [`Eigen`], [`Svd`], [`Polar`], [`orthonormal_rows`]: decompositions with their numerical rank.
 //! * [`qp`]: convex quadratic programmes, free or over simple sets.
 //!
 //! The result of every function is the same for any number of threads: work is split by shape, every piece is computed
@@ -35,6 +35,7 @@ mod error;
 pub mod gemm;
 mod matrix;
 mod orth;
+mod polar;
 pub mod qp;
 mod real;
 mod spd;
@@ -45,7 +46,8 @@ pub use eigen::Eigen;
 pub use error::{Error, Result};
 pub use matrix::{Matrix, check_finite, dot};
 pub use orth::orthonormal_rows;
+pub use polar::Polar;
 pub use real::Real;
 pub use spd::{Escalation, Refinement, Spd};
 pub use svd::Svd;
-pub use symmetric::Symmetric;
+pub use symmetric::{Symmetric, gram};

@@ -261,6 +261,41 @@ impl Symmetric {
     }
 }
 
+/// The Gram matrix of the smaller side, by half products: A Aᵀ if A has no more rows than columns, else AᵀA.
+///
+/// # Errors
+/// If A is not finite or a sum overflows.
+pub fn gram<T: Real>(a: &Matrix<T>) -> Result<Matrix<T>> {
+    a.check_finite()?;
+    let (m, n) = a.shape();
+    let d = m.min(n);
+    let a = if m > n {
+        a.view().transpose()
+    } else {
+        a.view()
+    };
+    let mut lower = Matrix::zeros(d, d);
+    if d == 0 {
+        return Ok(lower);
+    }
+    lower
+        .as_mut_slice()
+        .par_chunks_mut(PANEL * d)
+        .enumerate()
+        .for_each(|(panel, rows)| {
+            let (first, height) = (panel * PANEL, rows.len() / d);
+            let own = a.subrows(first, height);
+            let others = a.subrows(0, first + height).transpose();
+            product_into_rows(rows, d, Accum::Replace, own, others, 1.0);
+        });
+    let upper = lower.transpose();
+    for i in 0..d {
+        lower.row_mut(i)[i + 1..].copy_from_slice(&upper.row(i)[i + 1..]);
+    }
+    lower.check_finite()?;
+    Ok(lower)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -268,6 +303,19 @@ mod tests {
 
     use super::*;
     use crate::gemm;
+
+    #[test]
+    fn the_smaller_side_has_the_smaller_gram() {
+        for (m, n) in [(3, 2100), (2100, 3), (5, 5), (0, 4), (4, 0)] {
+            let a = Matrix::from_fn(m, n, |i, j| ((i * 13 + j * 29) % 9) as f64 - 4.0);
+            let expected = if m > n {
+                gemm::mul_tn(&a, &a)
+            } else {
+                gemm::mul_nt(&a, &a)
+            };
+            assert_eq!(gram(&a).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn the_gram_of_integers_is_exact_over_panels_and_batches() {

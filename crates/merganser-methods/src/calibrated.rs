@@ -29,6 +29,14 @@ const RIDGE: Parameter = Parameter {
     summary: "pull to the prior, relative to the mean of the Gram's diagonal; `auto` holds samples out to find it",
 };
 
+const ALPHA: Parameter = Parameter::float(
+    "alpha",
+    Scope::Shared,
+    (f64::NEG_INFINITY, f64::INFINITY),
+    1.0,
+    "factor of the merged update",
+);
+
 static PROJECTION: MethodInfo = MethodInfo {
     name: "projection",
     summary: "the update of least output error on the calibration samples, layer by layer",
@@ -225,16 +233,99 @@ static TSV_M: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[Parameter::float(
-        "alpha",
-        Scope::Shared,
-        (f64::NEG_INFINITY, f64::INFINITY),
-        1.0,
-        "factor of the merged update",
-    )],
+    parameters: &[ALPHA],
 };
 
-static METHODS: [&MethodInfo; 6] = [&PROJECTION, &REGMEAN, &REGMEAN_PLUS, &LOT, &WUDI, &TSV_M];
+static ISO_C: MethodInfo = MethodInfo {
+    name: "iso_c",
+    summary: "the sum of the task vectors with all its singular values made equal",
+    formula: "Δ = α σ̄ U Vᵀ,   Σ_t Δ_t = U diag(σ) Vᵀ,   σ̄ the mean of σ",
+    source: "Marczak et al., No Task Left Behind: Isotropic Model Merging, ICML 2025 (arXiv 2502.04959)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[ALPHA],
+};
+
+static ISO_CTS: MethodInfo = MethodInfo {
+    name: "iso_cts",
+    summary: "iso_c whose weakest directions give way to each task's own",
+    formula: "Δ = α σ̄ polar([U_c U_1 … U_T]) polar([V_c V_1 … V_T])ᵀ,   U_t of (I − U_c U_cᵀ) Δ_t,   σ̄ the mean of all σ",
+    source: "Marczak et al., No Task Left Behind: Isotropic Model Merging, ICML 2025 (arXiv 2502.04959)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        ALPHA,
+        Parameter::float(
+            "common_fraction",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.8,
+            "share of the directions that are those of the sum",
+        ),
+    ],
+};
+
+static KNOTS: MethodInfo = MethodInfo {
+    name: "knots",
+    summary: "ties over the output directions that all task vectors share",
+    formula: "Δ = α U ties(Uᵀ Δ_1, …, Uᵀ Δ_T),   [Δ_1 … Δ_T] = U Σ Vᵀ",
+    source: "Stoica et al., Model Merging with SVD to Tie the Knots, ICLR 2025 (arXiv 2410.19735)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        ALPHA,
+        Parameter::float(
+            "density",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.2,
+            "share of each task's coordinates that is kept",
+        ),
+    ],
+};
+
+static CART: MethodInfo = MethodInfo {
+    name: "cart",
+    summary: "the average, and of every task's distance from it the leading singular directions",
+    formula: "Δ = α (Δ̄ + task_scale Σ_t ⌊Δ_t − Δ̄⌋_k),   Δ̄ the mean,   k = ⌈rank_fraction min(m, n)⌉",
+    source: "Choi et al., Revisiting Weight Averaging for Model Merging, 2024 (arXiv 2412.12153)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        ALPHA,
+        Parameter::float(
+            "rank_fraction",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.04,
+            "share of the singular directions of each distance that is kept",
+        ),
+        Parameter::float(
+            "task_scale",
+            Scope::Shared,
+            (f64::NEG_INFINITY, f64::INFINITY),
+            0.1,
+            "factor of the distances",
+        ),
+    ],
+};
+
+static METHODS: [&MethodInfo; 10] = [
+    &PROJECTION,
+    &REGMEAN,
+    &REGMEAN_PLUS,
+    &LOT,
+    &WUDI,
+    &TSV_M,
+    &ISO_C,
+    &ISO_CTS,
+    &KNOTS,
+    &CART,
+];
 
 /// The methods that look at samples, in the order of the documentation.
 pub fn calibrated() -> &'static [&'static MethodInfo] {
@@ -243,7 +334,9 @@ pub fn calibrated() -> &'static [&'static MethodInfo] {
 
 /// Whether a method merges whole matrices without looking at data, so that it can be a prior of one that does.
 pub fn is_matrix_method(name: &str) -> bool {
-    name == WUDI.name || name == TSV_M.name
+    [&WUDI, &TSV_M, &ISO_C, &ISO_CTS, &KNOTS, &CART]
+        .iter()
+        .any(|info| info.name == name)
 }
 
 /// Every method's description: those of the [`registry`](crate::registry) first, then the calibrated ones.

@@ -1,21 +1,50 @@
 //! Merges of whole matrices that need no data: for themselves, and as priors of those that have some.
 
 use merganser_linalg::{Matrix, Real};
+use merganser_spectral::{Aligned, cart, iso_c, iso_cts, knots, tsv_m};
 
-use crate::{Result, WudiAdam, tsv_m, wudi, wudi_closed_form};
+use crate::{Result, WudiAdam, wudi, wudi_closed_form};
 
 /// A data-free merge of the updates of one matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DataFree {
-    /// [`tsv_m`] times a factor.
-    TsvM {
-        /// The factor α, which the paper finds best near 1.
+    /// A merge by singular vectors, times a factor.
+    Spectral {
+        /// Which.
+        method: Spectral,
+        /// The factor α.
         scale: f64,
     },
     /// [`wudi`] as published.
     Wudi(WudiAdam),
     /// [`wudi_closed_form`].
     WudiClosedForm,
+}
+
+/// A merge by singular vectors, of `merganser-spectral`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Spectral {
+    /// [`tsv_m`].
+    TsvM,
+    /// [`iso_c`].
+    IsoC,
+    /// [`iso_cts`].
+    IsoCts {
+        /// Share of the directions that the tasks have in common.
+        common_fraction: f64,
+    },
+    /// [`knots`], the entries of this matrix trimmed by themselves.
+    Knots {
+        /// Share of each task's coordinates that is kept.
+        density: f64,
+    },
+    /// [`cart`].
+    Cart {
+        /// Share of the rank kept of every task's distance from the average.
+        rank_fraction: f64,
+        /// Factor of these distances.
+        scale: f64,
+    },
 }
 
 impl DataFree {
@@ -25,8 +54,8 @@ impl DataFree {
     /// Those of the method.
     pub fn update<T: Real>(&self, updates: &[&Matrix<T>]) -> Result<Matrix<T>> {
         match self {
-            Self::TsvM { scale } => {
-                let mut merged = tsv_m(updates)?;
+            Self::Spectral { method, scale } => {
+                let mut merged = method.update(updates)?;
                 merged.scale(*scale);
                 Ok(merged)
             }
@@ -38,8 +67,36 @@ impl DataFree {
     /// The name of the method.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::TsvM { .. } => "tsv_m",
+            Self::Spectral { method, .. } => method.name(),
             Self::Wudi(_) | Self::WudiClosedForm => "wudi",
+        }
+    }
+}
+
+impl Spectral {
+    fn update<T: Real>(self, updates: &[&Matrix<T>]) -> Result<Matrix<T>> {
+        Ok(match self {
+            Self::TsvM => tsv_m(updates),
+            Self::IsoC => iso_c(updates),
+            Self::IsoCts { common_fraction } => iso_cts(updates, common_fraction),
+            Self::Knots { density } => {
+                let layer = Aligned::of_updates(updates)?;
+                knots(&[layer], density, None, &|_, _| true).map(|merged| merged[0].cast())
+            }
+            Self::Cart {
+                rank_fraction,
+                scale,
+            } => cart(updates, rank_fraction, scale),
+        }?)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::TsvM => "tsv_m",
+            Self::IsoC => "iso_c",
+            Self::IsoCts { .. } => "iso_cts",
+            Self::Knots { .. } => "knots",
+            Self::Cart { .. } => "cart",
         }
     }
 }

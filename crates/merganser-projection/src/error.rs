@@ -80,6 +80,9 @@ pub enum Error {
     /// Linear algebra that failed.
     #[error(transparent)]
     Algebra(#[from] merganser_linalg::Error),
+    /// A merge by singular vectors that was refused.
+    #[error(transparent)]
+    Spectral(#[from] merganser_spectral::Error),
     /// A file that could not be read or written.
     #[error(transparent)]
     Store(#[from] merganser_store::Error),

@@ -71,13 +71,12 @@ mod quadratic;
 mod regmean;
 mod rows;
 mod solution;
-mod tsv;
 mod wudi;
 
 pub use captured::{Captured, TaskCaptured};
 pub use channels::{ChannelMoments, ChannelSolution, ChannelTargets, ChannelTask, solve_channels};
 pub use core::{Core, FactoredTask};
-pub use data_free::DataFree;
+pub use data_free::{DataFree, Spectral};
 pub use error::{Error, Result};
 pub use file::{
     EntrySpec, MomentsFile, MomentsInfo, MomentsWriter, Statistics, StatisticsKind, merge_files,
@@ -90,7 +89,6 @@ pub use programme::{AUTO_TOLERANCE, Basis, Programme, Ridge};
 pub use regmean::{RegMean, regmean};
 pub use rows::{RowCounts, RowTask, RowsSolution, mean_residual, solve_rows};
 pub use solution::{Coefficients, Factors, Note, Solution};
-pub use tsv::tsv_m;
 pub use wudi::{WudiAdam, wudi, wudi_closed_form};
 
 pub use merganser_linalg::qp::Constraint;

@@ -7,10 +7,11 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of the workspace each crate may use.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("merganser-store", &[]),
     ("merganser-kernels", &[]),
     ("merganser-linalg", &[]),
+    ("merganser-spectral", &["merganser-linalg"]),
     ("merganser-recipe", &[]),
     ("merganser-report", &[]),
     ("merganser-methods", &["merganser-kernels"]),
@@ -29,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "merganser-kernels",
             "merganser-linalg",
             "merganser-model",
+            "merganser-spectral",
             "merganser-store",
         ],
     ),

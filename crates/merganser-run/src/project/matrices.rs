@@ -37,12 +37,13 @@ pub(super) fn merge(
     pending: &BTreeSet<&str>,
 ) -> Result<(), RunError> {
     let calibrated = projection.calibrated;
-    let method = rules::data_free(calibrated.info, &calibrated.settings);
     let outputs: Vec<&Output> = pending
         .iter()
         .filter_map(|name| tensors.output(name))
         .collect();
     let one = |output: &&Output| {
+        let settings = output.calibrated.as_ref();
+        let method = rules::data_free(calibrated.info, settings.unwrap_or(&calibrated.settings));
         let values = if output.elements() <= LARGE {
             merged::<f64>(projection, tensors, output, &method)
         } else {

@@ -3,20 +3,35 @@
 use merganser_methods::{MethodInfo, Settings};
 use merganser_plan::Calibrated;
 use merganser_projection::network::{Mask, Rule};
-use merganser_projection::{Basis, Constraint, DataFree, Programme, Ridge, WudiAdam};
+use merganser_projection::{Basis, Constraint, DataFree, Programme, Ridge, Spectral, WudiAdam};
 
 /// A method that merges whole matrices without data, with its parameters.
 pub(crate) fn data_free(info: &MethodInfo, settings: &Settings) -> DataFree {
-    match (info.name, settings.text("solver")) {
-        ("tsv_m", _) => DataFree::TsvM {
-            scale: settings.float("alpha"),
+    let method = match info.name {
+        "tsv_m" => Spectral::TsvM,
+        "iso_c" => Spectral::IsoC,
+        "iso_cts" => Spectral::IsoCts {
+            common_fraction: settings.float("common_fraction"),
         },
-        (_, Some("adam")) => DataFree::Wudi(WudiAdam {
-            steps: settings.int("steps") as u32,
-            rate: settings.float("learning_rate"),
-            ..WudiAdam::default()
-        }),
-        _ => DataFree::WudiClosedForm,
+        "knots" => Spectral::Knots {
+            density: settings.float("density"),
+        },
+        "cart" => Spectral::Cart {
+            rank_fraction: settings.float("rank_fraction"),
+            scale: settings.float("task_scale"),
+        },
+        _ if settings.text("solver") == Some("adam") => {
+            return DataFree::Wudi(WudiAdam {
+                steps: settings.int("steps") as u32,
+                rate: settings.float("learning_rate"),
+                ..WudiAdam::default()
+            });
+        }
+        _ => return DataFree::WudiClosedForm,
+    };
+    DataFree::Spectral {
+        method,
+        scale: settings.float("alpha"),
     }
 }
 

@@ -10,4 +10,5 @@ mod messages;
 mod models;
 mod program;
 mod project;
+mod spectral;
 mod startup;

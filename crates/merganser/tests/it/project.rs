@@ -321,6 +321,10 @@ fn the_relatives_run() {
         "merge_method: wudi",
         "merge_method: wudi\nparameters: {solver: closed}",
         "merge_method: tsv_m",
+        "merge_method: iso_c\nparameters: {alpha: 1.3}",
+        "merge_method: iso_cts\nparameters: {common_fraction: 0.5}",
+        "merge_method: knots\nparameters: {density: 0.3}",
+        "merge_method: cart\nparameters: {rank_fraction: 0.1, task_scale: 0.5}",
     ] {
         let done = merge(
             &dir,
@@ -342,6 +346,13 @@ fn the_relatives_run() {
         let head = format!("merge_method: projection\nprior: tsv_m\nparameters: {parameters}");
         let done = merge(&dir, &with_data(&head, 16), name, &[]);
         assert_eq!(done.code, Some(0), "{name}: {}", done.stderr);
+    }
+    let mut merges = std::collections::BTreeSet::new();
+    for prior in ["tsv_m", "iso_c", "iso_cts", "knots", "cart"] {
+        let head = format!("merge_method: projection\nprior: {prior}\nparameters: {{ridge: 10}}");
+        let done = merge(&dir, &with_data(&head, 16), prior, &[]);
+        assert_eq!(done.code, Some(0), "{prior}: {}", done.stderr);
+        assert!(merges.insert(weights(&dir, prior)), "{prior}");
     }
 }
 

@@ -2,77 +2,50 @@
 //!
 //! Of every update the k = ⌊min(m, n)/T⌋ leading singular triples are kept. With Û = [U_1 … U_T], V̂ alike and s all their
 //! singular values, Δ = polar(Û) diag(s) polar(V̂)ᵀ, where polar(A) is the matrix of orthonormal columns nearest to A
-//! (Gargiulo et al., *Task Singular Vectors*, CVPR 2025, arXiv 2412.00081). Data-free. Triples beyond an update's
-//! numerical rank are left out: they are noise, and would turn the others.
+//! (Gargiulo et al., *Task Singular Vectors*, CVPR 2025, arXiv 2412.00081). Triples beyond an update's numerical rank are
+//! left out: they are noise, and would turn the others.
 
-use merganser_linalg::{Matrix, Real, Svd, gemm};
+use merganser_linalg::{Matrix, Polar, Real, Svd, gemm};
 
-use crate::error::shape;
-use crate::moments::refused;
-use crate::{Error, Result};
+use crate::error::common_shape;
+use crate::{NOISE, Result};
 
 /// The merged update of one matrix; updates that are zero contribute nothing.
 ///
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, or a decomposition does not converge.
 pub fn tsv_m<T: Real>(updates: &[&Matrix<T>]) -> Result<Matrix<T>> {
-    let (m, n) = updates.first().ok_or(Error::NoTasks)?.shape();
+    let (m, n) = common_shape(updates)?;
     let k = m.min(n) / updates.len();
-    let mut parts = Vec::with_capacity(updates.len());
-    for (t, update) in updates.iter().enumerate() {
-        if update.shape() != (m, n) {
-            return Err(shape(
-                format!("the update of task {t}"),
-                update.shape(),
-                (m, n),
-            ));
-        }
-        update
-            .check_finite()
-            .map_err(|problem| refused(&format!("the update of task {t}"), problem))?;
-        let svd = Svd::of(update)?;
-        // Updates are differences of weights in half or single precision.
-        let rank = svd.rank(f64::from(f32::EPSILON));
-        parts.push(svd.leading(k.min(rank)));
+    let (mut left, mut right, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    for update in updates {
+        let svd = Svd::truncated(&update.cast::<f64>(), k, NOISE)?;
+        left.push(svd.left);
+        right.push(svd.right);
+        values.extend(svd.values);
     }
-    let values: Vec<f64> = parts
-        .iter()
-        .flat_map(|svd| svd.values.iter().copied())
-        .collect();
     if values.is_empty() {
         return Ok(Matrix::zeros(m, n));
     }
-    let left = polar(&Matrix::stack_rows(parts.iter().map(|svd| &svd.left)))?;
-    let mut right = polar(&Matrix::stack_rows(parts.iter().map(|svd| &svd.right)))?;
+    let left = Polar::of(&Matrix::stack_rows(&left), NOISE)?.factor;
+    let mut right = Polar::of(&Matrix::stack_rows(&right), NOISE)?.factor;
     right.scale_rows(&values);
-    Ok(gemm::mul_tn(&left, &right))
-}
-
-/// The rows of A made orthonormal, changing them as little as possible: U Vᵀ of its decomposition.
-fn polar<T: Real>(rows: &Matrix<T>) -> Result<Matrix<T>> {
-    let svd = Svd::of(rows)?;
-    let svd = svd.leading(svd.rank(0.0));
-    Ok(gemm::mul_tn(&svd.left, &svd.right))
+    Ok(gemm::mul_tn(&left, &right).cast())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    fn update(seed: usize, m: usize, n: usize) -> Matrix {
-        Matrix::from_fn(m, n, |i, j| {
-            (((i * 31 + j * 17 + seed * 7) * 2_654_435_761) % 1000) as f64 / 500.0 - 1.0
-        })
-    }
+    use crate::testing::{distance, update};
 
     #[test]
     fn one_task_is_itself() {
-        let a = update(1, 5, 8);
-        let merged = tsv_m(&[&a]).unwrap();
-        let mut difference = merged;
-        difference.add_scaled(-1.0, &a);
-        assert!(difference.norm() < 1e-10 * a.norm());
+        for (m, n) in [(5, 8), (8, 5), (6, 6), (1, 4), (4, 1)] {
+            let a = update(1, m, n);
+            let merged = tsv_m(&[&a]).unwrap();
+            assert!(distance(&merged, &a) < 1e-10 * a.norm());
+        }
     }
 
     #[test]
@@ -86,8 +59,7 @@ mod tests {
         let merged = tsv_m(&[&a, &b]).unwrap();
         let mut sum = a.clone();
         sum.add_scaled(1.0, &b);
-        sum.add_scaled(-1.0, &merged);
-        assert!(sum.norm() < 1e-12);
+        assert!(distance(&merged, &sum) < 1e-12);
     }
 
     #[test]
@@ -110,6 +82,12 @@ mod tests {
         assert_eq!(tsv_m(&[&zero, &zero]).unwrap(), zero);
         let a = update(3, 4, 3);
         assert!(tsv_m(&[&a, &zero]).unwrap().check_finite().is_ok());
+        // Both tasks have the same vectors: only one of each pair is a direction of its own.
+        assert!(tsv_m(&[&a, &a]).unwrap().check_finite().is_ok());
         assert!(tsv_m::<f64>(&[]).is_err());
+        // More tasks than singular values.
+        assert_eq!(tsv_m(&[&a; 5]).unwrap(), zero);
+        assert!(tsv_m(&[&a, &update(1, 3, 4)]).is_err());
+        assert!(tsv_m(&[&Matrix::from_fn(2, 2, |_, _| f64::NAN)]).is_err());
     }
 }

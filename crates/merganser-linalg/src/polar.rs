@@ -1,0 +1,154 @@
+//! The polar factor: the partial isometry nearest to a matrix.
+//!
+//! A = U Σ Vᵀ has the polar factor U Vᵀ = (A Aᵀ)^(−1/2) A, so that the eigenpairs of the smaller Gram matrix are enough. It
+//! is unique only on the range of A: directions whose singular value is noise would be as long as all others, and are left
+//! out. The nuclear norm Σ σ is a by-product.
+//!
+//! Where the Gram matrix is ill-conditioned, one step of Newton and Schulz, P ← (3P − P Pᵀ P)/2, takes the loss of
+//! orthogonality from ε κ² to its square (Higham, *Functions of Matrices*, 2008, chapter 8). What it leaves, a rotation of
+//! the shortest directions by ε κ² for the ε of `f64`, is far below ε κ for that of `f32`, by which the data know them.
+
+use crate::eigen::noise;
+use crate::svd::widened;
+use crate::{Eigen, Matrix, Real, Result, Svd, gemm, gram};
+
+/// Condition of the Gram matrix above which the factor is corrected.
+const CORRECTED: f64 = 1e6;
+
+/// U Vᵀ of a matrix U Σ Vᵀ, over its numerical range.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Polar {
+    /// U Vᵀ, of the shape of the matrix: all its singular values are 1, or 0 outside the numerical range.
+    pub factor: Matrix<f64>,
+    /// Σ σ over the numerical range.
+    pub nuclear_norm: f64,
+    /// Dimension of the numerical range.
+    pub rank: usize,
+}
+
+impl Polar {
+    /// The factor of an m×n matrix of numbers with this ε. Singular values of at most 4√max(m, n) · ε · σ₁ count as zero.
+    ///
+    /// By the Gram matrix in `f64` where it can tell such values from zero, which it can for the ε of `f32` and coarser
+    /// types; by a singular value decomposition otherwise.
+    ///
+    /// # Errors
+    /// If the matrix is not finite or a decomposition does not converge.
+    pub fn of<T: Real>(a: &Matrix<T>, epsilon: f64) -> Result<Self> {
+        a.check_finite()?;
+        let (m, n) = a.shape();
+        let (a, scale) = widened(a);
+        let epsilon = epsilon.max(T::EPSILON);
+        let cutoff = noise(m.max(n), epsilon).powi(2);
+        if cutoff <= noise(m.min(n), f64::EPSILON) {
+            let svd = Svd::of(&a)?;
+            let svd = svd.leading(svd.rank(epsilon));
+            return Ok(Self {
+                factor: gemm::mul_tn(&svd.left, &svd.right),
+                nuclear_norm: scale * svd.values.iter().sum::<f64>(),
+                rank: svd.values.len(),
+            });
+        }
+        let eigen = Eigen::of(&gram(&a)?)?;
+        let largest = eigen.values.first().copied().unwrap_or(0.0);
+        let rank = eigen.rank(cutoff * largest);
+        let roots: Vec<f64> = eigen.values[..rank].iter().map(|x| x.sqrt()).collect();
+        let vectors = eigen.vectors.rows_range(0, rank);
+        let mut scaled = vectors.clone();
+        scaled.scale_rows(&roots.iter().map(|x| 1.0 / x).collect::<Vec<_>>());
+        let mut factor = on_smaller_side(&gemm::mul_tn(&vectors, &scaled), &a);
+        if rank > 0 && largest > CORRECTED * eigen.values[rank - 1] {
+            let mut correction = gram(&factor)?;
+            correction.scale(-0.5);
+            for i in 0..correction.rows() {
+                correction.set(i, i, correction.get(i, i) + 1.5);
+            }
+            factor = on_smaller_side(&correction, &factor);
+        }
+        Ok(Self {
+            factor,
+            nuclear_norm: scale * roots.iter().sum::<f64>(),
+            rank,
+        })
+    }
+}
+
+/// S A or A S for a symmetric S of the smaller dimension of A.
+fn on_smaller_side(s: &Matrix<f64>, a: &Matrix<f64>) -> Matrix<f64> {
+    if a.rows() <= a.cols() {
+        gemm::mul(s, a)
+    } else {
+        gemm::mul(a, s)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const F32: f64 = f32::EPSILON as f64;
+
+    fn numbers(m: usize, n: usize) -> Matrix {
+        let mut state = 0x9e37_79b9_u32;
+        Matrix::from_fn(m, n, |_, _| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f64::from(state) / f64::from(u32::MAX) - 0.5
+        })
+    }
+
+    fn difference(a: &Matrix, b: &Matrix) -> f64 {
+        let mut difference = a.clone();
+        difference.add_scaled(-1.0, b);
+        difference.norm()
+    }
+
+    #[test]
+    fn the_gram_and_the_decomposition_agree() {
+        for (m, n) in [(1, 7), (7, 1), (12, 12), (20, 61), (61, 20)] {
+            for scale in [1.0, 1e-180, 1e180] {
+                let mut a = numbers(m, n);
+                a.scale(scale);
+                let (fast, exact) = (Polar::of(&a, F32).unwrap(), Polar::of(&a, 0.0).unwrap());
+                assert!(difference(&fast.factor, &exact.factor) < 1e-9, "{m}×{n}");
+                assert!((fast.nuclear_norm / exact.nuclear_norm - 1.0).abs() < 1e-9);
+                assert_eq!(fast.rank, exact.rank);
+            }
+        }
+    }
+
+    #[test]
+    fn an_ill_conditioned_factor_is_orthonormal_too() {
+        let basis = Polar::of(&numbers(30, 50), F32).unwrap().factor;
+        let turn = Polar::of(&numbers(30, 30), F32).unwrap().factor;
+        let sigma: Vec<f64> = (0..30)
+            .map(|i| 10.0_f64.powf(-5.0 * i as f64 / 29.0))
+            .collect();
+        let mut a = basis.clone();
+        a.scale_rows(&sigma);
+        let a = gemm::mul(&turn, &a);
+        let polar = Polar::of(&a, F32).unwrap();
+        assert_eq!(polar.rank, 30);
+        let gram = gemm::mul_nt(&polar.factor, &polar.factor);
+        assert!(difference(&gram, &Matrix::identity(30)) < 1e-9);
+        assert!(difference(&polar.factor, &gemm::mul(&turn, &basis)) < 1e-6);
+        let sum: f64 = sigma.iter().sum();
+        assert!((polar.nuclear_norm / sum - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn outside_the_numerical_range_there_is_nothing() {
+        let a = gemm::mul(&numbers(9, 2), &numbers(2, 6));
+        for epsilon in [0.0, F32] {
+            let polar = Polar::of(&a, epsilon).unwrap();
+            assert_eq!(polar.rank, 2);
+            assert!((polar.factor.norm() - 2.0_f64.sqrt()).abs() < 1e-12);
+        }
+        for (m, n) in [(3, 5), (0, 5), (3, 0)] {
+            let zero = Matrix::<f32>::zeros(m, n);
+            let polar = Polar::of(&zero, F32).unwrap();
+            assert_eq!((polar.factor.norm(), polar.rank), (0.0, 0));
+        }
+        assert!(Polar::of(&Matrix::from_fn(2, 3, |_, _| f32::NAN), F32).is_err());
+    }
+}

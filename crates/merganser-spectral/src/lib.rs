@@ -1,0 +1,84 @@
+//! Merging by singular vectors: whole matrices ([`tsv_m`], [`iso_c`], [`iso_cts`], [`cart`], [`knots`]) and adapters
+//! ([`core_space`], [`peft`]).
+//!
+//! An update is D = W − W₀, the change a fine-tune makes to one matrix of the base model. The functions take the updates of
+//! all tasks and return the merged one, which is added to the base as it is or times a factor α.
+//!
+//! Everything is computed in `f64`, whatever the type of the updates. Singular vectors come from the Gram matrix of the
+//! smaller side where that is as good (it is, for updates that are differences of `f32` weights), which needs no singular
+//! value decomposition. Directions whose singular value is no more than the rounding of `f32` are left out everywhere: they
+//! are no property of the fine-tunes, and methods that give all directions the same length would blow them up.
+//!
+//! ```
+//! use merganser_linalg::Matrix;
+//! use merganser_spectral::{iso_c, tsv_m};
+//!
+//! # fn main() -> merganser_spectral::Result<()> {
+//! let updates = [1.0, 2.0].map(|t| Matrix::from_fn(4, 6, |i, j| (t * (i * 6 + j) as f64).sin()));
+//! let updates: Vec<&Matrix> = updates.iter().collect();
+//! assert_eq!(tsv_m(&updates)?.shape(), (4, 6));
+//! assert_eq!(iso_c(&updates)?.shape(), (4, 6));
+//! # Ok(())
+//! # }
+//! ```
+
+mod cart;
+mod core_space;
+mod elementwise;
+mod error;
+mod isotropic;
+mod knots;
+mod lora;
+pub mod peft;
+mod span;
+mod tsv;
+
+pub use cart::cart;
+pub use core_space::{CoreSpace, core_space};
+pub use elementwise::random_keep;
+pub use error::{Error, Result};
+pub use isotropic::{iso_c, iso_cts};
+pub use knots::{Aligned, knots};
+pub use lora::Lora;
+pub use span::{InSpan, Inner, Keep};
+pub use tsv::tsv_m;
+
+use merganser_linalg::{Matrix, Real};
+
+/// Updates are differences of weights in half or single precision.
+const NOISE: f64 = f32::EPSILON as f64;
+
+/// Σ_t D_t, of updates of one shape.
+fn sum<T: Real>(updates: &[&Matrix<T>]) -> Result<Matrix> {
+    let mut sum = updates.first().ok_or(Error::NoTasks)?.cast::<f64>();
+    for update in &updates[1..] {
+        for (sum, x) in sum.as_mut_slice().iter_mut().zip(update.as_slice()) {
+            *sum += x.to_f64();
+        }
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod testing {
+    use merganser_linalg::{Matrix, gemm};
+
+    /// Numbers in −1 to 1 without structure.
+    pub(crate) fn update(seed: u32, m: usize, n: usize) -> Matrix {
+        let mut state = seed.wrapping_mul(0x9e37_79b9);
+        Matrix::from_fn(m, n, |_, _| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            2.0 * f64::from(state) / f64::from(u32::MAX) - 1.0
+        })
+    }
+
+    pub(crate) fn low_rank(seed: u32, m: usize, n: usize, rank: usize) -> Matrix {
+        gemm::mul(&update(seed, m, rank), &update(seed + 100, rank, n))
+    }
+
+    pub(crate) fn distance(a: &Matrix, b: &Matrix) -> f64 {
+        let mut difference = a.clone();
+        difference.add_scaled(-1.0, b);
+        difference.norm()
+    }
+}

@@ -1,0 +1,173 @@
+//! Merging methods on the coordinates of updates in a space they share.
+
+use merganser_linalg::Matrix;
+
+use crate::elementwise::{dare, ties};
+use crate::error::check_range;
+use crate::isotropic::flattened;
+use crate::{Error, Result, cart, iso_c, sum, tsv_m};
+
+/// How the coordinates of all tasks become one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Inner {
+    /// Task arithmetic: their sum.
+    TaskArithmetic,
+    /// Their mean.
+    Mean,
+    /// The mean of the entries that agree with the elected sign, of the largest ones.
+    Ties {
+        /// Share of entries that every task keeps.
+        density: f64,
+    },
+    /// The sum of what is left when entries are dropped at random.
+    Dare {
+        /// Probability that an entry is dropped.
+        drop: f64,
+    },
+    /// [`Ties`](Self::Ties) of what is left when entries are dropped at random.
+    DareTies {
+        /// Probability that an entry is dropped.
+        drop: f64,
+        /// Share of entries that every task keeps.
+        density: f64,
+    },
+    /// [`tsv_m`].
+    Tsv,
+    /// [`iso_c`].
+    IsoC,
+    /// [`cart`].
+    Cart {
+        /// Share of the rank kept of every task's distance from the mean.
+        rank_fraction: f64,
+        /// Factor of these distances.
+        scale: f64,
+    },
+}
+
+/// Whether entry `index` (in row-major order) of task `task` stays, for the methods that drop some.
+pub type Keep<'a> = &'a (dyn Fn(usize, usize) -> bool + Sync);
+
+impl Inner {
+    /// Merges matrices of one shape.
+    ///
+    /// # Errors
+    /// If there is none, shapes differ, a number is not finite, a share is not in [0, 1], or a decomposition does not
+    /// converge.
+    pub(crate) fn merge(&self, tasks: &[Matrix], keep: Keep<'_>) -> Result<Matrix> {
+        let references: Vec<&Matrix> = tasks.iter().collect();
+        let (m, n) = crate::error::common_shape(&references)?;
+        if let Self::Ties { density } | Self::DareTies { density, .. } = self {
+            check_range("the density", *density, (0.0, 1.0), "from 0 to 1")?;
+        }
+        let dropped = |drop: f64| {
+            if !(0.0..1.0).contains(&drop) {
+                return Err(Error::Range {
+                    what: "the share of dropped entries".into(),
+                    found: drop,
+                    expected: "at least 0 and less than 1",
+                });
+            }
+            let mut tasks = tasks.to_vec();
+            for (t, task) in tasks.iter_mut().enumerate() {
+                dare(task.as_mut_slice(), drop, |i| keep(t, i));
+            }
+            Ok(tasks)
+        };
+        let elected = |tasks: &[Matrix], density| {
+            let entries: Vec<Vec<f64>> = tasks.iter().map(|x| x.as_slice().to_vec()).collect();
+            Ok(Matrix::new(m, n, ties(&entries, density))?)
+        };
+        match *self {
+            Self::TaskArithmetic => sum(&references),
+            Self::Mean => {
+                let mut mean = sum(&references)?;
+                mean.scale(1.0 / tasks.len() as f64);
+                Ok(mean)
+            }
+            Self::Ties { density } => elected(tasks, density),
+            Self::Dare { drop } => sum(&dropped(drop)?.iter().collect::<Vec<_>>()),
+            Self::DareTies { drop, density } => elected(&dropped(drop)?, density),
+            Self::Tsv => tsv_m(&references),
+            Self::IsoC => iso_c(&references),
+            Self::Cart {
+                rank_fraction,
+                scale,
+            } => cart(&references, rank_fraction, scale),
+        }
+    }
+}
+
+/// An inner method, and whether its result is then made isotropic as in [`iso_c`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct InSpan {
+    /// The method.
+    pub inner: Inner,
+    /// Whether all singular values of its result are replaced by their mean.
+    pub isotropic: bool,
+}
+
+impl From<Inner> for InSpan {
+    fn from(inner: Inner) -> Self {
+        Self {
+            inner,
+            isotropic: false,
+        }
+    }
+}
+
+impl InSpan {
+    /// Merges matrices of one shape.
+    ///
+    /// # Errors
+    /// If there is none, shapes differ, a number is not finite, a share is out of range, or a decomposition does not
+    /// converge.
+    pub fn merge(&self, tasks: &[Matrix], keep: Keep<'_>) -> Result<Matrix> {
+        let merged = self.inner.merge(tasks, keep)?;
+        if self.isotropic {
+            flattened(&merged)
+        } else {
+            Ok(merged)
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{distance, update};
+
+    #[test]
+    fn isotropic_task_arithmetic_is_iso_c() {
+        let tasks = [update(1, 5, 4), update(2, 5, 4)];
+        let keep = |_, _| true;
+        let merge = |inner, isotropic| InSpan { inner, isotropic }.merge(&tasks, &keep).unwrap();
+        let (one, other) = (
+            merge(Inner::TaskArithmetic, true),
+            merge(Inner::IsoC, false),
+        );
+        assert!(distance(&one, &other) < 1e-14);
+        // Nothing dropped is task arithmetic.
+        let (one, other) = (
+            merge(Inner::Dare { drop: 0.0 }, false),
+            merge(Inner::TaskArithmetic, false),
+        );
+        assert_eq!(one, other);
+    }
+
+    #[test]
+    fn shares_out_of_range_are_refused() {
+        let tasks = [update(1, 2, 2)];
+        let merge = |inner: Inner| InSpan::from(inner).merge(&tasks, &|_, _| true);
+        assert!(merge(Inner::Ties { density: 1.1 }).is_err());
+        assert!(merge(Inner::Dare { drop: 1.0 }).is_err());
+        assert!(
+            merge(Inner::DareTies {
+                drop: f64::NAN,
+                density: 0.5
+            })
+            .is_err()
+        );
+        assert!(InSpan::from(Inner::Mean).merge(&[], &|_, _| true).is_err());
+    }
+}
