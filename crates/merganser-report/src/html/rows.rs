@@ -23,6 +23,8 @@ pub(super) struct MethodRow {
     chosen: bool,
     captured: String,
     gap: String,
+    /// Captured at the output, where any method's was measured.
+    output: Option<String>,
     accuracy: String,
     normalised: String,
     tasks: Vec<String>,
@@ -62,6 +64,7 @@ pub(super) struct LayerRow {
 pub(super) fn methods(report: &Report, series: &[Series]) -> Vec<MethodRow> {
     let full = report.methods.iter().find(|method| method.name == FULL);
     let full = full.and_then(|method| method.captured);
+    let at_output = report.methods.iter().any(|method| method.output.is_some());
     let rows = report.methods.iter().zip(series);
     let row = |(method, series): (&Method, &Series)| {
         let accuracy = method.accuracy.clone().unwrap_or_default();
@@ -81,6 +84,7 @@ pub(super) fn methods(report: &Report, series: &[Series]) -> Vec<MethodRow> {
             chosen: series.chosen,
             captured: percent(method.captured),
             gap: percent(gap),
+            output: at_output.then(|| percent(method.output)),
             accuracy: score(accuracy.average),
             normalised: score(accuracy.normalised),
             tasks: tasks.collect(),

@@ -121,6 +121,9 @@ fn methods(tasks: usize, samples: u64) -> Vec<Method> {
             Accuracy::of_tasks((0..tasks as u64).map(score).collect())
         };
         Method {
+            output: accuracy
+                .filter(|_| kind == MethodKind::Merge)
+                .map(|accuracy| accuracy as f64 / 1000.0 - 0.1),
             accuracy: accuracy.map(scores),
             note: match name {
                 "chosen" => Some("full up to layer 3, rotated from there; λ from held-out samples"),
