@@ -185,11 +185,12 @@ pub(crate) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Memory for the inputs of a tensor that is read several times, if they fit a quarter of the budget. Larger ones are
-    /// read from the file every time: to hold a part of them was measured to gain nothing, fresh pages cost as much.
+    /// Memory for the inputs of a tensor that is read several times, if they fit an eighth of the budget: two such
+    /// tensors are in work at a time. Larger ones are read from the file every time: to hold a part of them was measured
+    /// to gain nothing, fresh pages cost as much.
     fn hold_for(&self, output: &Output, settings: &Settings) -> Option<Hold<'_>> {
         let plan = self.job.plan;
-        let fits = plan.input_bytes_of(output) <= self.job.memory / 4;
+        let fits = plan.input_bytes_of(output) <= self.job.memory / 8;
         let large = output.elements() > CHUNK;
         (fits && large && plan.passes(output) > 1).then(|| Hold {
             pool: &self.pool,
@@ -255,28 +256,15 @@ impl Work<'_> {
 
     fn run(&self, pending: &[usize]) -> Result<(), RunError> {
         let outputs = &self.job.plan.outputs;
-        let mut rest = pending;
-        while !rest.is_empty() {
-            let small = rest
-                .iter()
-                .take_while(|i| outputs[**i].elements() <= CHUNK)
-                .count();
-            let (batch, after) = rest.split_at(small.max(1));
-            if small > 0 {
+        let small = |i: usize| outputs[i].elements() <= CHUNK;
+        for batch in pending.chunk_by(|a, b| small(*a) == small(*b)) {
+            if small(batch[0]) {
                 batch
                     .par_iter()
                     .try_for_each(|i| self.produce(&outputs[*i]))?;
             } else {
-                let large = rest
-                    .iter()
-                    .take_while(|i| outputs[**i].elements() > CHUNK)
-                    .count();
-                let (batch, after) = rest.split_at(large);
                 self.side_by_side(batch)?;
-                rest = after;
-                continue;
             }
-            rest = after;
         }
         Ok(())
     }

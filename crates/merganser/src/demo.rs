@@ -292,7 +292,7 @@ fn complete(report: &mut Report, merged: &[(String, PathBuf)], evaluation: &Eval
     }
     report.warnings.push(
         "captured energy is measured here layer by layer on the inputs of the fine-tunes; `projection` is solved for the \
-         inputs that the merged layers before give, which this figure does not credit and the accuracy does"
+         inputs that the merged layers before give, which this figure does not credit and that at the output does"
             .into(),
     );
     let individual = evaluation.tasks.iter().map(|task| {

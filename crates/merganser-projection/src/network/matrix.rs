@@ -104,7 +104,9 @@ impl Asked<'_> {
         if let Some(units) = &units {
             inputs = inputs.iter().map(|x| units.inputs(x)).collect();
             targets = targets.iter().map(|x| units.targets(x)).collect();
-            updates.iter_mut().for_each(|update| units.apply(update));
+            for update in &mut updates {
+                units.apply(update);
+            }
             units.apply(&mut prior);
         }
         let update = |weights: &dyn Weights, model: &str| {
@@ -160,7 +162,9 @@ impl Asked<'_> {
         if !settings.measured.is_empty() {
             let plain = units.as_ref().map(|units| {
                 let mut plain = updates.clone();
-                plain.iter_mut().for_each(|update| units.undo(update));
+                for update in &mut plain {
+                    units.undo(update);
+                }
                 plain
             });
             let plain = plain.as_deref().unwrap_or(&updates);

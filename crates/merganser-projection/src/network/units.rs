@@ -85,9 +85,9 @@ mod tests {
             .map(|t| Matrix::from_fn(3, INPUTS, |i, j| number(7 + 31 * t + INPUTS * i + j)))
             .collect();
         let inverse: Vec<f64> = sizes.iter().map(|x| x.recip()).collect();
-        updates
-            .iter_mut()
-            .for_each(|update| update.scale_cols(&inverse));
+        for update in updates {
+            update.scale_cols(&inverse);
+        }
         let inputs: Vec<Inputs> = (0..2)
             .map(|t| {
                 let rows: Vec<f64> = (0..ROWS * INPUTS)
@@ -103,7 +103,9 @@ mod tests {
             .collect();
         let units = Units::of([1.0, 2.0].into_iter().zip(&inputs));
         let scaled: Vec<Inputs> = inputs.iter().map(|x| units.inputs(x)).collect();
-        updates.iter_mut().for_each(|update| units.apply(update));
+        for update in &mut updates {
+            units.apply(update);
+        }
         let tasks = updates.iter().zip(&scaled).zip([1.0, 2.0]);
         let tasks = tasks.map(|((update, input), weight)| Task {
             weight,
