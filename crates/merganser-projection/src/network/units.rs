@@ -85,7 +85,7 @@ mod tests {
             .map(|t| Matrix::from_fn(3, INPUTS, |i, j| number(7 + 31 * t + INPUTS * i + j)))
             .collect();
         let inverse: Vec<f64> = sizes.iter().map(|x| x.recip()).collect();
-        for update in updates {
+        for update in &mut updates {
             update.scale_cols(&inverse);
         }
         let inputs: Vec<Inputs> = (0..2)
