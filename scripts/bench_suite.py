@@ -37,6 +37,17 @@ METHODS = {
     "projection, prior tsv_m": PROJECTION + STRONG.format(""),
     "projection, prior tsv_m, distilled": PROJECTION + STRONG.format(", distill: 200"),
 }
+CORE = "merge_method: core_space\nparameters: {{inner: {}}}\n"
+PEFT = "merge_method: peft\nparameters: {{combination_type: {}}}\n"
+# With --lora alone: they merge the factors of adapters.
+ADAPTER_METHODS = {
+    **{f"core_space, {inner}": CORE.format(inner) for inner in ("ta", "mean", "ties", "dare_ties", "tsv", "iso_c", "cart")},
+    **{f"peft, {kind}": PEFT.format(kind) for kind in ("linear", "svd", "ties", "ties_svd")},
+    "core_space, projection": CORE.format("projection"),
+    "core_space, projection, prior tsv_m": CORE.format("projection, alpha: 1.3, ridge: 1, ridge_scale: input").replace(
+        "\nparam", "\nprior: tsv_m\nparam"
+    ),
+}
 NEEDS_DATA = ("projection", "regmean", "lot")
 
 
@@ -74,16 +85,17 @@ def main():
     (given.out / "tasks.json").write_text(json.dumps({"tasks": listed}, indent=1))
 
     folders, seconds = {}, {}
-    for name, head in METHODS.items():
+    for name, head in {**METHODS, **(ADAPTER_METHODS if given.lora else {})}.items():
         if given.only and name not in given.only:
             continue
         method = head.split()[1]
+        needs_data = method.startswith(NEEDS_DATA) or "inner: projection" in head
         recipe = head + f"base_model: {suite}/base\nmodels:\n"
         for t in tasks:
             recipe += f"  - model: {model(t)}\n"
-            if method.startswith(NEEDS_DATA):
+            if needs_data:
                 recipe += f"    calibration: {suite}/data/{t}.safetensors\n"
-        if method.startswith(NEEDS_DATA):
+        if needs_data:
             recipe += f"calibration: {{prefix: calib, samples: {given.samples}}}\n"
         recipe += "dtype: float32\n"
         slug = "".join(c if c.isalnum() else "_" for c in name)

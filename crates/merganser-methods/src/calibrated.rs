@@ -4,7 +4,7 @@
 //! they start from a data-free merge, their *prior*, and replace the tensors they know more about. How is the business
 //! of `merganser-projection`; here stand their names, parameters and formulas.
 
-use crate::{Arity, BasePolicy, Fallback, Kind, MethodInfo, Parameter, Scope};
+use crate::{Arity, BasePolicy, Fallback, Kind, MethodInfo, Parameter, Scope, Settings};
 
 const UNBOUNDED: (i64, i64) = (1, i64::MAX);
 
@@ -29,12 +29,48 @@ const RIDGE: Parameter = Parameter {
     summary: "pull to the prior, relative to the mean of the Gram's diagonal; `auto` holds samples out to find it",
 };
 
+const RIDGE_SCALE: Parameter = Parameter::choice(
+    "ridge_scale",
+    &["mean", "input"],
+    "mean",
+    "what the ridge of a matrix is relative to: the mean of the Gram's diagonal, or each input's own entry there",
+);
+
+const SEQUENTIAL: Parameter = Parameter::flag(
+    "sequential",
+    true,
+    "solve every layer for the inputs that the merged layers before it give",
+);
+
+const TARGETS: Parameter = Parameter::choice(
+    "targets",
+    &["residual", "layer"],
+    "residual",
+    "`residual` also corrects the drift of the residual stream where a layer writes into it, `layer` does not",
+);
+
 const ALPHA: Parameter = Parameter::float(
     "alpha",
     Scope::Shared,
     (f64::NEG_INFINITY, f64::INFINITY),
     1.0,
     "factor of the merged update",
+);
+
+const RANK_FRACTION: Parameter = Parameter::float(
+    "rank_fraction",
+    Scope::Shared,
+    (0.0, 1.0),
+    0.04,
+    "share of the singular directions of each distance that is kept",
+);
+
+const TASK_SCALE: Parameter = Parameter::float(
+    "task_scale",
+    Scope::Shared,
+    (f64::NEG_INFINITY, f64::INFINITY),
+    0.1,
+    "factor of the distances",
 );
 
 static PROJECTION: MethodInfo = MethodInfo {
@@ -81,12 +117,7 @@ static PROJECTION: MethodInfo = MethodInfo {
             "what the coefficients of `task`, `sparse`, `diagonal` and `atoms` may be",
         ),
         RIDGE,
-        Parameter::choice(
-            "ridge_scale",
-            &["mean", "input"],
-            "mean",
-            "what the ridge of a matrix is relative to: the mean of the Gram's diagonal, or each input's own entry there",
-        ),
+        RIDGE_SCALE,
         Parameter::float(
             "tolerance",
             Scope::Shared,
@@ -107,17 +138,8 @@ static PROJECTION: MethodInfo = MethodInfo {
             0.2,
             "share of entries that basis `sparse` keeps",
         ),
-        Parameter::flag(
-            "sequential",
-            true,
-            "solve every layer for the inputs that the merged layers before it give",
-        ),
-        Parameter::choice(
-            "targets",
-            &["residual", "layer"],
-            "residual",
-            "`residual` also corrects the drift of the residual stream where a layer writes into it, `layer` does not",
-        ),
+        SEQUENTIAL,
+        TARGETS,
         Parameter::int(
             "distill",
             (0, 1_000_000),
@@ -275,16 +297,7 @@ static KNOTS: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[
-        ALPHA,
-        Parameter::float(
-            "density",
-            Scope::Shared,
-            (0.0, 1.0),
-            0.2,
-            "share of each task's coordinates that is kept",
-        ),
-    ],
+    parameters: &[ALPHA, DENSITY],
 };
 
 static CART: MethodInfo = MethodInfo {
@@ -295,26 +308,142 @@ static CART: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
+    parameters: &[ALPHA, RANK_FRACTION, TASK_SCALE],
+};
+
+const WEIGHT: Parameter = Parameter::float(
+    "weight",
+    Scope::PerInput,
+    (f64::NEG_INFINITY, f64::INFINITY),
+    1.0,
+    "factor of the adapter",
+);
+
+const DENSITY: Parameter = Parameter::float(
+    "density",
+    Scope::Shared,
+    (0.0, 1.0),
+    0.2,
+    "share of each task's coordinates that is kept",
+);
+
+static CORE_SPACE: MethodInfo = MethodInfo {
+    name: "core_space",
+    summary: "adapters merged in the small space that holds all of them",
+    formula: "Δ = α Û M V̂,   M = inner(M_1, …, M_T),   M_t = s_t Ûᵀ B_t A_t V̂ᵀ,   Û, V̂ orthonormal bases of all B_t and A_t",
+    source: "Panariello et al., Accurate and Efficient Low-Rank Model Merging in Core Space, NeurIPS 2025 (arXiv 2509.17786)",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
     parameters: &[
+        Parameter::choice(
+            "inner",
+            &[
+                "ta",
+                "mean",
+                "ties",
+                "dare",
+                "dare_ties",
+                "tsv",
+                "iso_c",
+                "cart",
+                "projection",
+            ],
+            "tsv",
+            "how the cores are merged",
+        ),
         ALPHA,
+        Parameter::flag(
+            "isotropic",
+            false,
+            "make all singular values of the merged core equal",
+        ),
+        DENSITY,
         Parameter::float(
-            "rank_fraction",
+            "drop",
             Scope::Shared,
             (0.0, 1.0),
-            0.04,
-            "share of the singular directions of each distance that is kept",
+            0.5,
+            "probability that `dare` drops a coordinate",
         ),
-        Parameter::float(
-            "task_scale",
-            Scope::Shared,
-            (f64::NEG_INFINITY, f64::INFINITY),
-            0.1,
-            "factor of the distances",
-        ),
+        RANK_FRACTION,
+        TASK_SCALE,
+        Parameter {
+            name: "rank",
+            scope: Scope::Shared,
+            kind: Kind::Int {
+                min: UNBOUNDED.0,
+                max: UNBOUNDED.1,
+            },
+            default: None,
+            required: false,
+            summary: "rank that a merged adapter is cut down to; all of it is kept unless given",
+        },
+        RIDGE,
+        RIDGE_SCALE,
+        SEQUENTIAL,
+        TARGETS,
+        TASK_WEIGHT,
+        WEIGHT,
     ],
 };
 
-static METHODS: [&MethodInfo; 10] = [
+static PEFT: MethodInfo = MethodInfo {
+    name: "peft",
+    summary: "adapters combined as PEFT's add_weighted_adapter does",
+    formula: "svd: Δ = ⌊Σ_t w_t s_t B_t A_t⌋_r;   linear: A = Σ ±√|w_t s_t| A_t, B = Σ √|w_t s_t| B_t;   cat: factors side by side",
+    source: "PEFT, https://huggingface.co/docs/peft/developer_guides/model_merging",
+    in_mergekit: false,
+    base: BasePolicy::Required,
+    inputs: Arity::at_least(1),
+    parameters: &[
+        Parameter::choice(
+            "combination_type",
+            &[
+                "linear",
+                "cat",
+                "svd",
+                "ties",
+                "ties_svd",
+                "dare_linear",
+                "dare_linear_svd",
+                "dare_ties",
+                "dare_ties_svd",
+                "magnitude_prune",
+                "magnitude_prune_svd",
+            ],
+            "svd",
+            "how the adapters are combined",
+        ),
+        Parameter {
+            name: "svd_rank",
+            scope: Scope::Shared,
+            kind: Kind::Int {
+                min: UNBOUNDED.0,
+                max: UNBOUNDED.1,
+            },
+            default: None,
+            required: false,
+            summary: "rank of the `svd` forms; the largest one of the adapters unless given",
+        },
+        Parameter::float(
+            "density",
+            Scope::Shared,
+            (0.0, 1.0),
+            0.5,
+            "share of entries that the sparse forms keep",
+        ),
+        Parameter::choice(
+            "majority_sign_method",
+            &["total", "frequency"],
+            "total",
+            "what elects the sign of an entry in the `ties` forms",
+        ),
+        WEIGHT,
+    ],
+};
+
+static METHODS: [&MethodInfo; 12] = [
     &PROJECTION,
     &REGMEAN,
     &REGMEAN_PLUS,
@@ -325,6 +454,8 @@ static METHODS: [&MethodInfo; 10] = [
     &ISO_CTS,
     &KNOTS,
     &CART,
+    &CORE_SPACE,
+    &PEFT,
 ];
 
 /// The methods that look at samples, in the order of the documentation.
@@ -337,6 +468,18 @@ pub fn is_matrix_method(name: &str) -> bool {
     [&WUDI, &TSV_M, &ISO_C, &ISO_CTS, &KNOTS, &CART]
         .iter()
         .any(|info| info.name == name)
+}
+
+/// Whether a method with these parameters looks at samples.
+pub fn looks_at_data(info: &MethodInfo, settings: &Settings) -> bool {
+    let calibrated = METHODS.iter().any(|other| other.name == info.name);
+    let data_free = is_matrix_method(info.name) || is_adapter_method(info.name);
+    calibrated && (!data_free || settings.text("inner") == Some("projection"))
+}
+
+/// Whether a method merges the factors of adapters.
+pub fn is_adapter_method(name: &str) -> bool {
+    [&CORE_SPACE, &PEFT].iter().any(|info| info.name == name)
 }
 
 /// Every method's description: those of the [`registry`](crate::registry) first, then the calibrated ones.

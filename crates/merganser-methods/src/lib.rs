@@ -49,7 +49,9 @@ mod tall;
 mod task_arithmetic;
 mod ties;
 
-pub use calibrated::{calibrated, descriptions, is_matrix_method};
+pub use calibrated::{
+    calibrated, descriptions, is_adapter_method, is_matrix_method, looks_at_data,
+};
 pub use error::MethodError;
 pub use group::{
     BLOCK, Block, CHUNK, Encoding, Grain, Input, Source, TensorGroup, View, chunk_len,

@@ -1,11 +1,13 @@
 //! What a recipe that looks at data adds to a plan: the tasks, each with the samples it is known by.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use merganser_methods::{MethodInfo, Settings, is_matrix_method};
+use merganser_methods::{MethodInfo, Settings, is_adapter_method, is_matrix_method};
 use merganser_recipe::{Body, Diagnostic, Document, Source};
 
 use crate::Options;
+use crate::adapters::other_targets;
 use crate::layout::Layout;
 use crate::model::{Inputs, Model};
 use crate::resolve::{Chosen, Scopes};
@@ -102,6 +104,22 @@ pub(crate) fn check(document: &Document, chosen: &Chosen, options: &Options) -> 
                 .help("add `base_model: <the model the others were fine-tuned from>`"),
         );
     }
+    if is_adapter_method(info.name) {
+        found.extend(check_adapters(document, sources));
+        let inner = document
+            .parameters
+            .iter()
+            .find(|(name, _)| name.value == "inner");
+        let by_data = inner.is_some_and(|(_, setting)| {
+            setting
+                .value
+                .values()
+                .any(|value| value.value.as_str() == Some("projection"))
+        });
+        if !by_data {
+            return found;
+        }
+    }
     if is_matrix_method(info.name) {
         return found;
     }
@@ -111,6 +129,39 @@ pub(crate) fn check(document: &Document, chosen: &Chosen, options: &Options) -> 
                 Diagnostic::error(format!("{} has no calibration data", source.model))
                     .label(source.model.span, "no samples of this model's task")
                     .help("add `calibration: samples.jsonl` to it: a few hundred inputs without labels, or a file of moments"),
+            );
+        }
+    }
+    found
+}
+
+/// Adapters are merged on one base.
+fn check_adapters(document: &Document, sources: &[Source]) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|source| !is_base(document, source)) {
+        let model = &source.model;
+        if model.lora.is_none() {
+            found.push(
+                Diagnostic::error(format!("{model} is no adapter"))
+                    .label(model.span, "expected `base+adapter`")
+                    .help(
+                        "write `base+adapter`, or add `output: adapter` if this is the folder of an adapter; \
+                         `merganser extract lora` makes an adapter of a fine-tune",
+                    ),
+            );
+            continue;
+        }
+        let Some(base) = &document.base_model else {
+            continue;
+        };
+        if base.lora.is_some() || base.path != model.path || base.revision != model.revision {
+            found.push(
+                Diagnostic::error("an adapter belongs to another model than the base")
+                    .label(model.span, "an adapter of another model")
+                    .label(base.span, "the base")
+                    .help(
+                        "adapters of one base can be merged, written `base+adapter` with that base",
+                    ),
             );
         }
     }
@@ -127,6 +178,43 @@ fn data<'r>(
 ) -> Option<&'r merganser_recipe::Spanned<String>> {
     let own = source.calibration.as_ref().and_then(|c| c.data.as_ref());
     own.or_else(|| document.calibration.as_ref()?.data.as_ref())
+}
+
+/// Refuses adapters that change different tensors.
+pub(crate) fn check_targets(
+    document: &Document,
+    calibrated: &Calibrated,
+    models: &[Model],
+) -> Result<(), Diagnostic> {
+    if !is_adapter_method(calibrated.info.name) {
+        return Ok(());
+    }
+    let models: Vec<&Model> = calibrated
+        .tasks
+        .iter()
+        .map(|task| &models[task.model])
+        .collect();
+    let adapters = || models.iter().filter_map(|model| model.adapter.as_ref());
+    let all: BTreeSet<&String> = adapters()
+        .flat_map(|adapter| adapter.modules().keys())
+        .collect();
+    for model in &models {
+        let missing: Vec<&str> = all
+            .iter()
+            .filter(|tensor| model.deltas(tensor).is_empty())
+            .map(|tensor| tensor.as_str())
+            .collect();
+        if missing.is_empty() {
+            continue;
+        }
+        let mut references = document.model_refs();
+        let span = references.find(|reference| reference.to_string() == model.label);
+        let span = span.map_or(document.merge_method.span, |reference| reference.span);
+        return Err(
+            other_targets(&model.label, &missing, all.len()).label(span, "other target modules")
+        );
+    }
+    Ok(())
 }
 
 /// The tasks of a document, with what was found where their samples are said to be.

@@ -65,6 +65,11 @@ pub(crate) fn plan(
     };
     let calibration =
         calibrated::tasks(&chosen, document, &layout, &inputs).map_err(|error| vec![error])?;
+    if let Some(calibration) = &calibration
+        && !options.allow_missing
+    {
+        calibrated::check_targets(document, calibration, models).map_err(|error| vec![error])?;
+    }
     let mut outputs = extras::add(method, models, outputs, &mut maker.notes);
     let notes = maker.notes.into_iter().collect();
     let seed = options

@@ -20,7 +20,8 @@ pub(crate) fn narrows(own: Dtype, wanted: Dtype) -> bool {
     own.is_float() && own != wanted && !matches!(wanted, Dtype::F32 | Dtype::F64)
 }
 
-pub(crate) fn float(dtype: FloatType) -> Dtype {
+/// The stored type of a type that recipes name.
+pub fn float_dtype(dtype: FloatType) -> Dtype {
     match dtype {
         FloatType::Float16 => Dtype::F16,
         FloatType::BFloat16 => Dtype::BF16,

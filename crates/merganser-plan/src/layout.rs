@@ -21,7 +21,7 @@ pub(crate) struct SourceScope<'r> {
     pub(crate) parameters: Option<&'r Parameters>,
     /// Where the recipe names it.
     pub(crate) span: Span,
-    range: Option<(usize, usize, Span)>,
+    pub(crate) range: Option<(usize, usize, Span)>,
 }
 
 /// A slice and the scopes its parameters are looked up in.
@@ -264,7 +264,7 @@ fn whole<'r>(
 }
 
 /// Position of layer `j` of `layers` in a gradient; a single layer stands at the end.
-fn gradient_position(j: usize, layers: usize) -> f64 {
+pub(crate) fn gradient_position(j: usize, layers: usize) -> f64 {
     if layers <= 1 {
         1.0
     } else {

@@ -5,6 +5,7 @@
 //! say. Making one is pure: the same recipe and headers give the same plan, on every machine. Whatever can be wrong
 //! with a recipe is found here, before anything is written.
 
+mod adapters;
 mod calibrated;
 mod checks;
 mod combine;
@@ -30,9 +31,10 @@ use merganser_recipe::{Diagnostic, Recipe};
 use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
+pub use adapters::{AdapterRecipe, other_targets, positions};
 pub use calibrated::{Calibrated, Calibration, Task};
 pub use config::{Config, ConfigError};
-pub use dtypes::kernel_float;
+pub use dtypes::{float_dtype, kernel_float};
 pub use extras::{Record, RecordedTensor};
 pub use layout::Missing;
 pub use model::{Found, Inputs, Model};

@@ -6,7 +6,7 @@ use merganser_methods::{BasePolicy, Encoding, Kind, Method, Settings, Value};
 use merganser_recipe::{Diagnostic, Document};
 use merganser_store::Dtype;
 
-use crate::dtypes::{float, kernel_float, narrows, promote};
+use crate::dtypes::{float_dtype, kernel_float, narrows, promote};
 use crate::layout::{Layout, Missing, Row, SliceScope};
 use crate::model::{Found, Inputs, Model};
 use crate::resolve::{Chosen, Scopes};
@@ -233,7 +233,11 @@ impl<'p> Maker<'p> {
         scope: &SliceScope<'_>,
         present: &[(usize, Found)],
     ) -> Result<Option<Output>, Fault> {
-        let dtype = self.document.dtype.as_ref().map(|dtype| float(dtype.value));
+        let dtype = self
+            .document
+            .dtype
+            .as_ref()
+            .map(|dtype| float_dtype(dtype.value));
         let described: Vec<(Dtype, Vec<usize>)> = present
             .iter()
             .filter_map(|(i, found)| {
@@ -294,7 +298,7 @@ impl<'p> Maker<'p> {
             .document
             .out_dtype
             .as_ref()
-            .map(|dtype| float(dtype.value))
+            .map(|dtype| float_dtype(dtype.value))
             .or(dtype)
             .unwrap_or(promoted);
 

@@ -408,23 +408,16 @@ impl<'a> Scopes<'a> {
                             own.insert(parameter.name, value);
                         }
                         None if parameter.required => {
-                            let label = &self.models[source.model].label;
-                            return Err(missing(
-                                self.document,
-                                info,
-                                parameter,
-                                Some(label),
-                                tensor,
-                            )
-                            .label(
-                                source.span,
-                                format!("no `{}` for this model", parameter.name),
-                            )
-                            .help(format!(
-                                "{}: {}",
-                                parameter.name,
-                                describe(parameter)
-                            )));
+                            let label = self
+                                .models
+                                .get(source.model)
+                                .map(|model| model.label.as_str());
+                            return Err(missing(self.document, info, parameter, label, tensor)
+                                .label(
+                                    source.span,
+                                    format!("no `{}` for this model", parameter.name),
+                                )
+                                .help(format!("{}: {}", parameter.name, describe(parameter))));
                         }
                         None => {}
                     }

@@ -45,7 +45,7 @@ pub use dtype::FloatType;
 pub use model_ref::{AdapterRef, ModelRef, ModelRefError};
 pub use nearest::nearest;
 pub use recipe::{
-    Body, Calibration, Document, Module, ParseOptions, Prior, Recipe, Slice, Source,
+    Body, Calibration, Document, Module, OutputKind, ParseOptions, Prior, Recipe, Slice, Source,
     TokenizerSource, TokenizerSpec,
 };
 pub use setting::{Case, Parameters, Setting};

@@ -49,8 +49,19 @@ pub struct Document {
     pub prior: Option<Prior>,
     /// What all models' calibration data have in common; a key mergekit does not have.
     pub calibration: Option<Calibration>,
+    /// Whether a model or an adapter is written; a key mergekit does not have.
+    pub output: Option<Spanned<OutputKind>>,
     /// The whole document.
     pub span: Span,
+}
+
+/// What a merge of adapters is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// A whole model: the base with the merged adapter applied.
+    Model,
+    /// An adapter.
+    Adapter,
 }
 
 /// What a document or module merges.

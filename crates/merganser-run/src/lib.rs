@@ -7,6 +7,7 @@
 // Errors say everything a user needs, and are made once.
 #![allow(clippy::result_large_err)]
 
+mod adapters;
 mod calibration;
 pub mod compare;
 pub mod describe;
@@ -21,10 +22,11 @@ mod seal;
 mod sources;
 mod survey;
 
+pub use adapters::{AdapterMerge, AdapterSummary, MergedMatrix};
 pub use error::RunError;
 pub use execute::{Merge, merge};
 pub use observe::{Event, Observer, Quiet};
 pub use open::Opener;
-pub use project::{CalibrationSummary, OWN, calibrate, diagnose};
+pub use project::{CalibrationSummary, OWN, calibrate, diagnose, project_factors};
 pub use provenance::{Provenance, card};
 pub use seal::seal;

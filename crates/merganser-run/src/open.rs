@@ -132,6 +132,22 @@ impl Opener {
         Ok(model.with_sample(sample).with_tokenizer(tokenizer))
     }
 
+    /// Opens an adapter, named alone or behind the model it was trained on, which is then not looked at.
+    ///
+    /// # Errors
+    /// Why it cannot be opened and what to do.
+    pub fn adapter(&self, reference: &ModelRef) -> Result<Adapter, String> {
+        let (path, revision) = match &reference.lora {
+            Some(lora) => (&lora.path, &lora.revision),
+            None => (&reference.path, &reference.revision),
+        };
+        let path = self.folder(path, revision.as_deref())?;
+        if path.join("config.json").is_file() && !path.join("adapter_config.json").is_file() {
+            return Err("it is a whole model, not an adapter; `merganser extract lora` makes an adapter of a fine-tune".into());
+        }
+        Adapter::open(&path).map_err(|error| error.to_string())
+    }
+
     fn folder(&self, path: &str, revision: Option<&str>) -> Result<PathBuf, String> {
         if let Some(folder) = self.named.get(path) {
             return Ok(folder.clone());

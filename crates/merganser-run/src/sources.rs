@@ -387,7 +387,7 @@ pub(crate) fn open_held<'a>(
 }
 
 /// A whole tensor as f32: for the small factors of adapters only.
-fn whole(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Vec<f32>, RunError> {
+pub(crate) fn whole(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Vec<f32>, RunError> {
     let source = stored(checkpoint, info)?;
     let elements: usize = info.shape.iter().product();
     let mut raw = Vec::new();

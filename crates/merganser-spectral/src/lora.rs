@@ -1,9 +1,9 @@
 //! Low-rank updates by their factors.
 
-use merganser_linalg::{Matrix, gemm};
+use merganser_linalg::{Matrix, Svd, gemm};
 
 use crate::error::check_shape;
-use crate::{Error, Result};
+use crate::{CoreSpace, Error, Result};
 
 /// The update s·B A of one m×n matrix, as an adapter stores it.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +61,32 @@ impl Lora {
         (self.b.rows(), self.a.cols())
     }
 
+    /// The adapter of c·s·B A.
+    ///
+    /// # Errors
+    /// If c·s is not finite.
+    pub fn scaled(&self, c: f64) -> Result<Self> {
+        Self::new(self.a.clone(), self.b.clone(), c * self.scale)
+    }
+
+    /// The best approximation of the update of at most the given rank, in the Frobenius norm, as an adapter of scale 1
+    /// with the length of its directions shared between the factors: B = U √Σ, A = √Σ Vᵀ. Directions that are rounding
+    /// of `f64` are left out.
+    ///
+    /// # Errors
+    /// If a decomposition does not converge.
+    pub fn truncated(&self, rank: usize) -> Result<Self> {
+        let space = CoreSpace::of(std::slice::from_ref(self))?;
+        let svd = Svd::of(&space.cores()[0])?;
+        let svd = svd.leading(rank.min(svd.rank(0.0)));
+        let roots: Vec<f64> = svd.values.iter().map(|x| x.sqrt()).collect();
+        let mut a = gemm::mul(&svd.right, space.right());
+        a.scale_rows(&roots);
+        let mut b = gemm::mul(&svd.left, space.left()).transpose();
+        b.scale_cols(&roots);
+        Self::new(a, b, 1.0)
+    }
+
     /// s·B A.
     pub fn update(&self) -> Matrix {
         let mut update = gemm::mul(&self.b, &self.a);
@@ -87,6 +113,20 @@ pub(crate) fn common_shape(adapters: &[Lora]) -> Result<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::testing::update;
+
+    #[test]
+    fn truncation_is_the_best_of_its_rank_and_balanced() {
+        let adapter = Lora::new(update(1, 3, 8), update(2, 6, 3), -2.0).unwrap();
+        let whole = adapter.truncated(9).unwrap();
+        assert_eq!((whole.rank(), whole.scale()), (3, 1.0));
+        let distance = |other: &Lora| crate::testing::distance(&other.update(), &adapter.update());
+        assert!(distance(&whole) < 1e-12);
+        assert!((whole.a().norm() - whole.b().norm()).abs() < 1e-12);
+        let cut = adapter.truncated(2).unwrap();
+        let lost = Svd::of(&adapter.update()).unwrap().values[2];
+        assert!((distance(&cut) - lost).abs() < 1e-12);
+        assert_eq!(adapter.truncated(0).unwrap().rank(), 0);
+    }
 
     #[test]
     fn factors_must_fit_and_be_finite() {

@@ -1,6 +1,6 @@
 //! What calibration and projection of a decoder of half a billion parameters cost, beside the machine's matrix products.
 //!
-//! `cargo bench -p merganser --bench projection` runs 64 sequences of 256 tokens through a Qwen2-shaped base and two
+//! `cargo bench -p merganser --bench projection` runs 64 sequences of 256 tokens through a Llama-shaped base and two
 //! fine-tunes with random weights, and prints
 //!
 //! - `calibrate`: a forward pass and the Grams of all inputs, as a share of the rate of one large product;

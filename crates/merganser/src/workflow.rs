@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use merganser_plan::{Missing, Options, Plan};
-use merganser_recipe::{Diagnostic, Diagnostics, ParseOptions, Recipe, SourceText};
+use merganser_recipe::{Diagnostic, Diagnostics, OutputKind, ParseOptions, Recipe, SourceText};
 use merganser_report::Report;
 use merganser_run::{CalibrationSummary, Merge, Observer, Opener, Provenance, RunError};
 use merganser_store::hub::HubOptions;
@@ -96,14 +96,14 @@ pub struct Planned {
 }
 
 /// A recipe read and put in order.
-struct Steps {
-    recipe: Recipe,
-    warnings: Vec<Diagnostic>,
+pub(crate) struct Steps {
+    pub(crate) recipe: Recipe,
+    pub(crate) warnings: Vec<Diagnostic>,
     order: Vec<usize>,
     last: BTreeSet<usize>,
 }
 
-fn read(name: &Path, text: &str, options: &MergeOptions) -> Result<Steps, Failure> {
+pub(crate) fn read(name: &Path, text: &str, options: &MergeOptions) -> Result<Steps, Failure> {
     let parse = ParseOptions {
         lenient: options.plan.lenient,
     };
@@ -124,14 +124,14 @@ fn read(name: &Path, text: &str, options: &MergeOptions) -> Result<Steps, Failur
     })
 }
 
-fn failure(source: &SourceText, list: Vec<Diagnostic>) -> Failure {
+pub(crate) fn failure(source: &SourceText, list: Vec<Diagnostic>) -> Failure {
     Failure::Recipe(Diagnostics {
         source: source.clone(),
         list,
     })
 }
 
-fn opener(recipe: &Path) -> Opener {
+pub(crate) fn opener(recipe: &Path) -> Opener {
     let parent = recipe.parent().filter(|dir| !dir.as_os_str().is_empty());
     Opener {
         recipe_dir: parent.map(Path::to_owned),
@@ -140,7 +140,7 @@ fn opener(recipe: &Path) -> Opener {
     }
 }
 
-fn plan_document(
+pub(crate) fn plan_document(
     steps: &Steps,
     document: usize,
     opener: &Opener,
@@ -163,6 +163,26 @@ fn plan_document(
     Ok(plan)
 }
 
+/// Refuses a recipe that makes an adapter where a model is to be made.
+fn makes_models(steps: &Steps) -> Result<(), Failure> {
+    let outputs = steps
+        .recipe
+        .documents
+        .iter()
+        .filter_map(|d| d.output.as_ref());
+    let Some(output) = outputs.into_iter().find(|o| o.value == OutputKind::Adapter) else {
+        return Ok(());
+    };
+    Err(failure(
+        &steps.recipe.source,
+        vec![
+            Diagnostic::error("this recipe makes an adapter, not a model")
+                .label(output.span, "asked for here")
+                .help("`output: model` applies the merged adapter to the base"),
+        ],
+    ))
+}
+
 /// Plans a recipe without writing anything. Documents that build on other documents of the recipe are left out: their
 /// inputs do not exist yet.
 ///
@@ -174,6 +194,7 @@ pub fn plan_recipe(
     options: &MergeOptions,
 ) -> Result<Vec<Planned>, Failure> {
     let steps = read(path, text, options)?;
+    makes_models(&steps)?;
     let opener = opener(path);
     let mut planned = Vec::new();
     for document in steps
@@ -218,6 +239,7 @@ pub fn merge_recipe(
     observer: &dyn Observer,
 ) -> Result<Vec<Planned>, Failure> {
     let steps = read(path, text, options)?;
+    makes_models(&steps)?;
     let mut opener = opener(path);
     let several = steps.order.len() > 1;
     if several && options.part.is_some() {
@@ -352,7 +374,7 @@ pub fn diagnose_recipe(
     Ok(planned)
 }
 
-fn title(name: Option<&str>, out: &Path) -> String {
+pub(crate) fn title(name: Option<&str>, out: &Path) -> String {
     let folder = || {
         out.file_name()
             .map(|name| name.to_string_lossy().into_owned())

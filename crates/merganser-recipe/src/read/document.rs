@@ -1,10 +1,11 @@
 //! One YAML document → [`Document`].
 
-use crate::diagnostic::Diagnostic;
-use crate::recipe::Document;
+use crate::diagnostic::{Diagnostic, quoted};
+use crate::recipe::{Document, OutputKind};
+use crate::span::Spanned;
 use crate::yaml::{Kind, Node};
 
-use super::{Reader, keys};
+use super::{Fields, Reader, keys};
 
 const EXAMPLE: &str = "merge_method: linear";
 
@@ -34,6 +35,7 @@ impl Reader {
             .and_then(|entry| self.whole(&entry.value, "`seed`", 0, "seed: 42"));
         let prior = self.prior(&fields);
         let calibration = self.calibration(&fields);
+        let output = self.output(&fields);
         Some(Document {
             name,
             merge_method: merge_method?,
@@ -47,8 +49,25 @@ impl Reader {
             seed,
             prior,
             calibration,
+            output,
             span: node.span,
         })
+    }
+
+    fn output(&mut self, fields: &Fields<'_>) -> Option<Spanned<OutputKind>> {
+        let node = &fields.get("output")?.value;
+        let word = self.text(node, "`output`", "output: adapter")?;
+        let kind = match word.value.as_str() {
+            "model" => OutputKind::Model,
+            "adapter" => OutputKind::Adapter,
+            other => {
+                let note = Diagnostic::error(format!("`output` cannot be {}", quoted(other)))
+                    .label(word.span, "expected `model` or `adapter`");
+                self.note(note);
+                return None;
+            }
+        };
+        Some(Spanned::new(kind, word.span))
     }
 
     /// Recipes of mergekit-moe are another language; one message says so better than a dozen.

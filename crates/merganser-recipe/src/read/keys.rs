@@ -16,6 +16,7 @@ pub(crate) const DOCUMENT: &[&str] = &[
     "seed",
     "prior",
     "calibration",
+    "output",
 ];
 pub(crate) const MODULE: &[&str] = &["models", "slices", "parameters"];
 pub(crate) const SLICE: &[&str] = &["sources", "base_model", "parameters", "residual_weight"];

@@ -11,6 +11,7 @@ use merganser_plan::{Action, Output};
 use merganser_projection::network::{self, HostError, Rule};
 
 use super::Projection;
+use super::factored::Factored;
 use super::rivals::Rival;
 use super::tensors::{Stored, Tensors};
 use crate::execute::Work;
@@ -23,6 +24,8 @@ pub(crate) struct Host<'a> {
     pub(super) survey: &'a Survey,
     /// Where merged tensors go; nowhere when a merge is only diagnosed.
     pub(super) work: Option<&'a Work<'a>>,
+    /// Where factors of merged updates go instead, if the result is an adapter.
+    pub(super) factored: Option<&'a Factored>,
     /// Claimed tensors that no earlier run has finished.
     pub(super) pending: &'a BTreeSet<&'a str>,
     /// Merged tensors of which this is not the last word: they are distilled before they are stored.
@@ -35,6 +38,9 @@ impl Host<'_> {
     /// Stores a tensor for good, and gives it back as it is stored.
     pub(super) fn store(&self, name: &str, tensor: &Tensor) -> Result<Tensor, HostError> {
         let output = self.output(name)?;
+        if let Some(factored) = self.factored {
+            return factored.keep(self, output, tensor);
+        }
         let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
         let bytes = encoded(output, &values)?;
         if let Some(work) = self.work {

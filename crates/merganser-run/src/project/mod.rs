@@ -6,6 +6,7 @@
 //! writing, and measures other bases and methods on the way.
 
 mod calibrate;
+mod factored;
 mod findings;
 mod from_moments;
 mod host;
@@ -19,7 +20,7 @@ mod tensors;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use merganser_methods::{Survey, is_matrix_method};
+use merganser_methods::{Survey, is_adapter_method, looks_at_data};
 use merganser_model::{ModelError, Network};
 use merganser_plan::{Calibrated, Model, Plan};
 use merganser_projection::MomentsFile;
@@ -31,6 +32,7 @@ use merganser_report::Report;
 use crate::execute::Work;
 use crate::{Event, Observer, RunError, survey};
 pub use calibrate::{Calibrated as CalibrationSummary, calibrate};
+pub use factored::project_factors;
 pub use findings::OWN;
 use host::Host;
 use samples::TaskData;
@@ -53,6 +55,11 @@ pub(crate) struct Projection<'a> {
     claimed: BTreeSet<String>,
     /// The samples, once they are loaded.
     data: OnceLock<Vec<TaskData>>,
+}
+
+/// Whether whole matrices are merged without a look at data or network.
+fn merges_matrices(calibrated: &Calibrated) -> bool {
+    !looks_at_data(calibrated.info, &calibrated.settings)
 }
 
 impl<'a> Projection<'a> {
@@ -84,7 +91,7 @@ impl<'a> Projection<'a> {
             projection.moments = Some(Recordings { files, places });
         }
         projection.claimed = match (&projection.moments, &projection.network) {
-            _ if is_matrix_method(calibrated.info.name) => matrices::claimed(plan),
+            _ if merges_matrices(calibrated) => matrices::claimed(plan, calibrated),
             (Some(recordings), _) => {
                 let places = recordings.places.iter();
                 places
@@ -102,10 +109,14 @@ impl<'a> Projection<'a> {
 
     /// How the tensor is merged.
     fn rule(&self, tensor: &str) -> Rule {
+        let rank = matrices::rank_of_factors(self.plan, self.calibrated, tensor);
+        if is_adapter_method(self.calibrated.info.name) && rank.is_none() {
+            return Rule::Prior;
+        }
         let output = self.plan.tensors().find(|output| output.name == tensor);
         let settings = output.and_then(|output| output.calibrated.as_ref());
         settings.map_or(Rule::Prior, |settings| {
-            rules::rule(self.calibrated, settings, self.plan.seed)
+            rules::rule(self.calibrated, settings, self.plan.seed, rank)
         })
     }
 
@@ -132,7 +143,7 @@ impl<'a> Projection<'a> {
             return Ok(data);
         }
         let data = match &self.moments {
-            _ if is_matrix_method(self.calibrated.info.name) => Vec::new(),
+            _ if merges_matrices(self.calibrated) => Vec::new(),
             Some(recordings) => samples::described(self.plan, self.calibrated, &recordings.files),
             None => {
                 let few = self.distillation().steps > 0;
@@ -158,7 +169,7 @@ impl<'a> Projection<'a> {
         pending: &BTreeSet<&str>,
     ) -> Result<Option<Report>, RunError> {
         let tensors = Tensors::new(self.plan, work.job.allow_nonfinite);
-        if is_matrix_method(self.calibrated.info.name) {
+        if merges_matrices(self.calibrated) {
             matrices::merge(self, &tensors, work, pending)?;
             return Ok(None);
         }
@@ -167,6 +178,7 @@ impl<'a> Projection<'a> {
             tensors: &tensors,
             survey,
             work: Some(work),
+            factored: None,
             pending,
             drafts: (self.distillation().steps > 0).then(Mutex::default),
             rivals: &[],
@@ -193,7 +205,7 @@ impl<'a> Projection<'a> {
         let name = self.calibrated.info.name;
         let settings = Settings {
             stream: match name {
-                "projection" if general.flag("sequential") => Stream::Merged,
+                "projection" | "core_space" if general.flag("sequential") => Stream::Merged,
                 "regmean++" => Stream::Candidates,
                 _ => Stream::Taught,
             },
@@ -329,7 +341,7 @@ pub fn diagnose(
     observer: &dyn Observer,
 ) -> Result<Report, RunError> {
     let projection = Projection::of(plan)?
-        .filter(|projection| !is_matrix_method(projection.calibrated.info.name))
+        .filter(|projection| !merges_matrices(projection.calibrated))
         .ok_or_else(|| RunError::Calibration("the recipe's method looks at no data".into()))?;
     let tensors = Tensors::new(plan, allow_nonfinite);
     let rivals = rivals::usual(compared);
@@ -338,6 +350,7 @@ pub fn diagnose(
         tensors: &tensors,
         survey: &survey::measure(plan, allow_nonfinite, observer)?,
         work: None,
+        factored: None,
         pending: &BTreeSet::new(),
         drafts: None,
         rivals: &rivals,

@@ -36,17 +36,37 @@ pub(crate) fn data_free(info: &MethodInfo, settings: &Settings) -> DataFree {
 }
 
 /// What the parameters of a calibrated method say about one tensor.
-pub(crate) fn rule(calibrated: &Calibrated, settings: &Settings, seed: u64) -> Rule {
+///
+/// `rank` is the largest of the adapters', if adapters are merged.
+pub(crate) fn rule(
+    calibrated: &Calibrated,
+    settings: &Settings,
+    seed: u64,
+    rank: Option<usize>,
+) -> Rule {
     match calibrated.info.name {
         "regmean" | "regmean++" => Rule::RegMean {
             off_diagonal: settings.float("off_diagonal"),
         },
         "lot" => Rule::Lot,
+        // All that the adapters span; what their whole updates hold beyond is rounding.
+        "core_space" => Rule::Programme(Programme {
+            basis: Basis::Core { rank },
+            constraint: Constraint::Free,
+            ridge: ridge(settings),
+        }),
         "projection" => match projection(settings, seed) {
             Rule::Prior if calibrated.matrix_prior.is_some() => Rule::MatrixPrior,
             rule => rule,
         },
         _ => Rule::Prior,
+    }
+}
+
+fn ridge(settings: &Settings) -> Ridge {
+    match settings.text("ridge") {
+        Some(_) => Ridge::Auto,
+        None => Ridge::Relative(settings.float("ridge")),
     }
 }
 
@@ -81,10 +101,7 @@ fn projection(settings: &Settings, seed: u64) -> Rule {
             "affine" => Constraint::Affine,
             _ => Constraint::Free,
         },
-        ridge: match settings.text("ridge") {
-            Some(_) => Ridge::Auto,
-            None => Ridge::Relative(settings.float("ridge")),
-        },
+        ridge: ridge(settings),
     };
     if settings.text("basis") != Some("sparse") {
         return Rule::Programme(programme);

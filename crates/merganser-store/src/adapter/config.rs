@@ -88,6 +88,7 @@ pub struct AdapterConfig {
     use_rslora: bool,
     rank_pattern: Vec<(Regex, usize)>,
     alpha_pattern: Vec<(Regex, f64)>,
+    raw: Map<String, Value>,
 }
 
 /// Options that change what an adapter computes, when set to something.
@@ -171,10 +172,16 @@ pub fn parse_config(text: &str) -> Result<AdapterConfig, AdapterError> {
         use_rslora: flag(&map, "use_rslora")?,
         rank_pattern: patterns(&map, "rank_pattern", rank)?,
         alpha_pattern: patterns(&map, "alpha_pattern", alpha)?,
+        raw: map,
     })
 }
 
 impl AdapterConfig {
+    /// All of it, as its author wrote it.
+    pub fn raw(&self) -> &Map<String, Value> {
+        &self.raw
+    }
+
     /// Rank and scale of the update of `module`, the path of a module in the base model
     /// (`model.layers.0.self_attn.q_proj`).
     pub fn rank_and_scale(&self, module: &str) -> (usize, f64) {

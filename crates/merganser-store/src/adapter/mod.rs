@@ -26,9 +26,9 @@ pub type TensorRef = TensorInfo;
 pub enum Delta {
     /// Adds `scale`·B·A, or its transpose, to a matrix.
     LowRank {
-        /// Factor A, shape [rank, in].
+        /// Factor A, shape [rank, in], of a convolution [rank, in, height, width].
         a: TensorRef,
-        /// Factor B, shape [out, rank].
+        /// Factor B, shape [out, rank], of a convolution [out, rank, 1, 1].
         b: TensorRef,
         /// Inner dimension of the product.
         rank: usize,
@@ -59,11 +59,11 @@ impl Delta {
             Self::LowRank {
                 a, b, transposed, ..
             } => {
-                let (rows, columns) = (b.shape[0], a.shape[1]);
+                let (rows, inputs) = (b.shape[0], &a.shape[1..]);
                 if *transposed {
-                    vec![columns, rows]
+                    [inputs, &[rows]].concat()
                 } else {
-                    vec![rows, columns]
+                    [&[rows], inputs].concat()
                 }
             }
             Self::Replace(tensor) | Self::Add { tensor, .. } => tensor.shape.clone(),
@@ -294,15 +294,19 @@ fn low_rank(
     b: &TensorInfo,
     transposed: bool,
 ) -> Result<Delta, AdapterError> {
-    if a.shape.len() > 2 || b.shape.len() > 2 {
-        return Err(AdapterError::Unsupported(format!(
-            "module `{module}` is a convolution (factor A is {:?})",
-            a.shape
-        )));
-    }
     let (rank, scale) = config.rank_and_scale(module);
-    let fits =
-        matches!((&a.shape[..], &b.shape[..]), (&[ra, _], &[_, rb]) if ra == rank && rb == rank);
+    // A convolution's A is [rank, in, height, width], its B a convolution with kernels of one element.
+    let fits = match (&a.shape[..], &b.shape[..]) {
+        ([ra, _], [_, rb]) => *ra == rank && *rb == rank,
+        ([ra, _, kernel @ ..], [_, rb, ones @ ..]) => {
+            *ra == rank
+                && *rb == rank
+                && kernel.len() == ones.len()
+                && ones.iter().all(|&x| x == 1)
+                && !transposed
+        }
+        _ => false,
+    };
     if !fits {
         return Err(AdapterError::Shape {
             module: module.to_owned(),

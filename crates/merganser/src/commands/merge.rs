@@ -1,5 +1,6 @@
 //! `merganser merge`: from a recipe to a model.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -36,6 +37,9 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
         ));
     }
     let progress = Progress::new(output);
+    if merganser::asks_for_adapter(&arguments.recipe, &text, &options)? {
+        return adapter(arguments, &text, &options, progress, output);
+    }
     let done = merganser::merge_recipe(
         &arguments.recipe,
         &text,
@@ -86,6 +90,52 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
         )),
         Some((part, parts)) => output.note(&format!("part {part} of {parts} is finished in {seconds:.1} s; when all are: merganser seal {out}")),
     }
+    Ok(())
+}
+
+fn adapter(
+    arguments: &Merge,
+    text: &str,
+    options: &MergeOptions,
+    progress: Progress,
+    output: &Output,
+) -> Result<(), Failure> {
+    let (recipe, out) = (&arguments.recipe, &arguments.out);
+    let done = merganser::merge_adapters(recipe, text, out, options, &progress);
+    let (_, seconds) = progress.finish();
+    let done = done?;
+    for note in &done.notes {
+        output.note(&format!("note: {note}"));
+    }
+    if output.json {
+        Output::event(&json!({
+            "event": "finished",
+            "out": out.to_string_lossy(),
+            "method": done.method,
+            "ranks": done.ranks.iter().cloned().collect::<BTreeMap<_, _>>(),
+            "saved": done.saved,
+            "output_bytes": done.bytes,
+            "seconds": seconds,
+            "notes": done.notes,
+        }));
+        return Ok(());
+    }
+    let ranks = || done.ranks.iter().map(|(_, rank)| *rank);
+    let rank = match (ranks().min(), ranks().max()) {
+        (Some(least), Some(most)) if least < most => format!("ranks {least} to {most}"),
+        (_, most) => format!("rank {}", most.unwrap_or(0)),
+    };
+    let saved = match done.saved {
+        0 => String::new(),
+        n => format!(" and {n} tensors that are saved whole"),
+    };
+    output.note(&format!(
+        "merged adapters of {} modules ({rank}){saved} by {} into the adapter {} ({}) in {seconds:.1} s",
+        done.ranks.len(),
+        done.method,
+        out.display(),
+        human(done.bytes)
+    ));
     Ok(())
 }
 

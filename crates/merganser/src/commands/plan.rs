@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use merganser::methods::{Settings, Value as Setting};
 use merganser::plan::{Action, Output as Tensor, Plan as Planned};
-use merganser::{Failure, MergeOptions};
+use merganser::{Failure, MergeOptions, PlannedAdapter};
 use serde_json::{Value, json};
 
 use crate::cli::{Global, Plan};
@@ -19,6 +19,15 @@ pub(crate) fn run(arguments: &Plan, global: &Global, output: &Output) -> Result<
         state_dict: arguments.planning.state_dict.then_some(true),
         ..MergeOptions::default()
     };
+    if merganser::asks_for_adapter(&arguments.recipe, &text, &options)? {
+        let planned = merganser::plan_adapters(&arguments.recipe, &text, &options)?;
+        if output.json {
+            Output::event(&adapter_json(&planned));
+        } else {
+            crate::output::result(&adapter_text(&planned));
+        }
+        return Ok(());
+    }
     let threads = global.threads.map_or_else(
         || std::thread::available_parallelism().map_or(1, usize::from),
         usize::from,
@@ -44,6 +53,41 @@ pub(crate) fn run(arguments: &Plan, global: &Global, output: &Output) -> Result<
         }
     }
     Ok(())
+}
+
+fn adapter_text(planned: &PlannedAdapter) -> String {
+    let mut text = format!("method    {}, written as an adapter\n", planned.method);
+    for adapter in &planned.adapters {
+        let _ = writeln!(text, "adapter   {adapter}");
+    }
+    for note in &planned.notes {
+        let _ = writeln!(text, "note      {note}");
+    }
+    let _ = writeln!(
+        text,
+        "{} matrices; the rank of each adapter there:",
+        planned.matrices.len()
+    );
+    for matrix in &planned.matrices {
+        let ranks: Vec<String> = matrix.ranks.iter().map(usize::to_string).collect();
+        let _ = writeln!(text, "  {}  {}", matrix.tensor, ranks.join(" "));
+    }
+    text
+}
+
+fn adapter_json(planned: &PlannedAdapter) -> Value {
+    let matrices: BTreeMap<&str, &[usize]> = planned
+        .matrices
+        .iter()
+        .map(|matrix| (matrix.tensor.as_str(), matrix.ranks.as_slice()))
+        .collect();
+    json!({
+        "method": planned.method,
+        "output": "adapter",
+        "adapters": planned.adapters,
+        "ranks": matrices,
+        "notes": planned.notes,
+    })
 }
 
 /// Bytes of working memory of a merge with so many threads.

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::models::input;
 use crate::program::{Run, run};
 
 fn demo() -> PathBuf {
@@ -213,6 +215,76 @@ fn methods_that_leave_the_biases_are_diagnosed_too() {
         let done = run(dir.path(), ["diagnose", "recipe.yml", "--quiet"]);
         assert_eq!(done.code, Some(0), "{method}: {}", done.stderr);
         assert!(done.stdout.contains("average"), "{method}: {}", done.stdout);
+    }
+}
+
+/// Heads over a vocabulary are not solved for; where they are the table of embeddings, that has no moments of its own.
+#[test]
+fn decoders_with_and_without_a_head_of_their_own_are_calibrated_and_merged() {
+    for (base, tunes) in [
+        ("llama-base", ["llama-ft1", "llama-ft2"]),
+        (
+            "llama64-bf16-base",
+            ["llama64-bf16-ft1", "llama64-bf16-ft2"],
+        ),
+    ] {
+        let dir = TempDir::new().expect("a folder");
+        let tokens: Vec<u8> = (0..40_i64)
+            .flat_map(|i| (i * 7 % 32).to_le_bytes())
+            .collect();
+        let view = TensorView::new(Dtype::I64, vec![4, 10], &tokens).expect("a tensor");
+        safetensors::serialize_to_file(
+            [("input_ids", view)],
+            None,
+            &dir.path().join("t.safetensors"),
+        )
+        .expect("samples");
+        let from = |file: &dyn Fn(&str) -> String| {
+            let mut text = format!(
+                "merge_method: projection\nparameters: {{sequential: false}}\nbase_model: {}\nmodels:\n",
+                input(base).display()
+            );
+            for tune in tunes {
+                text.push_str(&format!("  - model: {}\n", input(tune).display()));
+                text.push_str(&format!("    calibration: {}\n", file(tune)));
+            }
+            text
+        };
+        for tune in tunes {
+            let moments = format!("{tune}.moments.safetensors");
+            let model = input(tune).display().to_string();
+            let arguments = [
+                "calibrate",
+                &model,
+                "--data",
+                "t.safetensors",
+                "-o",
+                &moments,
+            ];
+            let done = run(dir.path(), arguments);
+            assert_eq!(done.code, Some(0), "{}", done.stderr);
+        }
+        let moments = from(&|tune| format!("{tune}.moments.safetensors"));
+        for (out, recipe) in [
+            ("moments", moments),
+            ("samples", from(&|_| "t.safetensors".into())),
+        ] {
+            let done = merge(&dir, &recipe, out, &[]);
+            assert_eq!(done.code, Some(0), "{}", done.stderr);
+        }
+        let (a, b) = (weights(&dir, "moments"), weights(&dir, "samples"));
+        let (a, b) = (
+            SafeTensors::deserialize(&a).expect("safetensors"),
+            SafeTensors::deserialize(&b).expect("safetensors"),
+        );
+        let same = |name: &str| {
+            a.tensor(name).expect("the tensor").data() == b.tensor(name).expect("the tensor").data()
+        };
+        // The table is solved for where samples say how often each row is read, and is left to the prior where it is the head.
+        assert_eq!(
+            same("model.embed_tokens.weight"),
+            base == "llama64-bf16-base"
+        );
     }
 }
 

@@ -1,0 +1,392 @@
+//! Adapters merged as adapters, and applied to their base.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use insta::assert_snapshot;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::models::{golden, input};
+use crate::program::{Run, finish, merganser, stable};
+
+/// Two adapters of `llama-base`.
+const ADAPTERS: [&str; 2] = ["lora-a", "lora-c"];
+
+fn alone(head: &str) -> String {
+    let mut text = format!("{head}\noutput: adapter\nmodels:\n");
+    for adapter in ADAPTERS {
+        let _ = writeln!(text, "  - model: {}", input(adapter).display());
+    }
+    text
+}
+
+fn on_base(head: &str, weights: [f64; 2]) -> String {
+    let base = input("llama-base");
+    let base = base.display();
+    let mut text = format!("{head}\nbase_model: {base}\ndtype: float32\nmodels:\n");
+    for (adapter, weight) in ADAPTERS.iter().zip(weights) {
+        let adapter = input(adapter);
+        let _ = writeln!(text, "  - model: {base}+{}", adapter.display());
+        let _ = writeln!(text, "    parameters: {{weight: {weight}}}");
+    }
+    text
+}
+
+fn merge(dir: &Path, recipe: &str, out: &str, options: &[&str]) -> Run {
+    let path = dir.join("recipe.yml");
+    fs::write(&path, recipe).expect("a recipe");
+    let mut command = merganser();
+    command
+        .current_dir(dir)
+        .arg("merge")
+        .arg(&path)
+        .arg(dir.join(out))
+        .args(options);
+    finish(command)
+}
+
+fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = fs::read(path).expect("weights");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let numbers = |view: &safetensors::tensor::TensorView<'_>| -> Vec<f32> {
+        view.data()
+            .chunks(4)
+            .map(|x| f32::from_le_bytes(x.try_into().expect("four bytes")))
+            .collect()
+    };
+    file.tensors()
+        .iter()
+        .map(|(name, view)| (name.clone(), numbers(view)))
+        .collect()
+}
+
+/// The largest distance between two models' tensors.
+fn distance(dir: &Path, one: &str, other: &str) -> f32 {
+    let [one, other] = [one, other].map(|out| tensors(&dir.join(out).join("model.safetensors")));
+    assert_eq!(
+        one.keys().collect::<Vec<_>>(),
+        other.keys().collect::<Vec<_>>()
+    );
+    one.iter()
+        .flat_map(|(name, numbers)| numbers.iter().zip(&other[name]))
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, f32::max)
+}
+
+/// The base with the merged adapter `adapter` applied is written to `out`.
+fn applied(dir: &Path, adapter: &str, out: &str) {
+    let recipe = format!(
+        "merge_method: passthrough\ndtype: float32\nmodels:\n  - model: {}+{}\n",
+        input("llama-base").display(),
+        dir.join(adapter).display()
+    );
+    merge(dir, &recipe, out, &[]).done();
+}
+
+#[test]
+fn an_adapter_and_a_model_of_the_same_recipe_are_the_same_merge() {
+    for (head, name) in [
+        ("merge_method: core_space", "tsv"),
+        (
+            "merge_method: core_space\nparameters: {inner: ta, alpha: 0.7}",
+            "ta",
+        ),
+        (
+            "merge_method: core_space\nparameters: {inner: dare_ties, drop: 0.3, density: 0.6}\nseed: 5",
+            "dare_ties",
+        ),
+        (
+            "merge_method: core_space\nparameters: {inner: iso_c, rank: 3}",
+            "iso_c",
+        ),
+        (
+            "merge_method: peft\nparameters: {combination_type: cat}",
+            "cat",
+        ),
+        (
+            "merge_method: peft\nparameters: {combination_type: ties_svd, svd_rank: 4}",
+            "ties_svd",
+        ),
+    ] {
+        let dir = TempDir::new().expect("a folder");
+        let dir = dir.path();
+        let allow = ["--allow-missing"];
+        merge(dir, &alone(head), "adapter", &allow).done();
+        applied(dir, "adapter", "applied");
+        merge(dir, &on_base(head, [1.0, 1.0]), "model", &allow).done();
+        let found = distance(dir, "applied", "model");
+        assert!(found < 1e-6, "{name}: {found}");
+    }
+}
+
+#[test]
+fn sums_of_updates_are_task_arithmetic() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    let weights = [0.8, -0.3];
+    let plain = on_base("merge_method: task_arithmetic", weights);
+    merge(dir, &plain, "plain", &[]).done();
+    for (head, out) in [
+        ("merge_method: core_space\nparameters: {inner: ta}", "core"),
+        (
+            "merge_method: peft\nparameters: {combination_type: cat}",
+            "cat",
+        ),
+    ] {
+        merge(dir, &on_base(head, weights), out, &["--allow-missing"]).done();
+        let found = distance(dir, out, "plain");
+        assert!(found < 1e-6, "{out}: {found}");
+    }
+}
+
+#[test]
+fn the_folder_is_one_that_peft_loads() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    let done = merge(
+        dir,
+        &alone("merge_method: core_space"),
+        "out",
+        &["--allow-missing"],
+    );
+    assert!(done.stderr.contains("ranks 2 to 8"), "{}", done.stderr);
+    done.done();
+    let text = fs::read_to_string(dir.join("out/adapter_config.json")).expect("a config");
+    let config: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(config["r"], 8);
+    assert_eq!(config["lora_alpha"], 8);
+    assert_eq!(
+        config["target_modules"],
+        json!(["down_proj", "q_proj", "v_proj"])
+    );
+    assert_eq!(config["rank_pattern"], config["alpha_pattern"]);
+    assert_eq!(
+        config["rank_pattern"][r"model\.layers\.0\.mlp\.down_proj"],
+        2
+    );
+    let found = tensors(&dir.join("out/adapter_model.safetensors"));
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    assert_eq!(found[name].len(), 8 * 32);
+    for file in ["README.md", "merganser.json", "mergekit_config.yml"] {
+        assert!(dir.join("out").join(file).is_file(), "{file}");
+    }
+    // A second run does not touch it.
+    let again = merge(
+        dir,
+        &alone("merge_method: core_space"),
+        "out",
+        &["--allow-missing"],
+    );
+    again.failed();
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_number_of_threads() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    let recipe = alone("merge_method: core_space\nparameters: {inner: dare_ties}");
+    for threads in ["1", "2"] {
+        merge(
+            dir,
+            &recipe,
+            threads,
+            &["--allow-missing", "--threads", threads],
+        )
+        .done();
+    }
+    let read =
+        |out: &str| fs::read(dir.join(out).join("adapter_model.safetensors")).expect("weights");
+    assert_eq!(read("1"), read("2"));
+}
+
+#[test]
+fn projection_in_the_core_takes_samples_and_gives_an_adapter() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    let tokens: Vec<u8> = (0..200_i64)
+        .flat_map(|i| (i * 7 % 32).to_le_bytes())
+        .collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![10, 20], &tokens);
+    let samples = dir.join("tokens.safetensors");
+    safetensors::serialize_to_file([("input_ids", view.expect("a tensor"))], None, &samples)
+        .expect("samples");
+    let recipe = |output: &str| {
+        let head = format!(
+            "merge_method: core_space\noutput: {output}\nparameters: {{inner: projection}}"
+        );
+        let text = on_base(&head, [1.0, 1.0]);
+        text.replace(
+            "    parameters",
+            "    calibration: tokens.safetensors\n    parameters",
+        )
+    };
+    let allow = ["--allow-missing"];
+    merge(dir, &recipe("model"), "model", &allow).done();
+    assert!(dir.join("model/report.html").is_file());
+    merge(dir, &recipe("adapter"), "adapter", &allow).done();
+    applied(dir, "adapter", "applied");
+    let found = distance(dir, "applied", "model");
+    assert!(found < 1e-5, "{found}");
+    // It is another merge than the mean, and without samples it is refused.
+    let mean = on_base(
+        "merge_method: core_space\nparameters: {inner: mean}",
+        [1.0, 1.0],
+    );
+    merge(dir, &mean, "mean", &allow).done();
+    assert!(distance(dir, "mean", "model") > 1e-4);
+    let without = on_base(
+        "merge_method: core_space\nparameters: {inner: projection}",
+        [1.0, 1.0],
+    );
+    let refused = merge(dir, &without, "without", &allow).refused();
+    assert!(
+        refused.stderr.contains("no calibration data"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// A copy of an adapter with some of its configuration changed.
+fn changed(dir: &Path, name: &str, change: &[(&str, Value)]) {
+    let (from, to) = (input("lora-a"), dir.join(name));
+    fs::create_dir(&to).expect("a folder");
+    fs::copy(
+        from.join("adapter_model.safetensors"),
+        to.join("adapter_model.safetensors"),
+    )
+    .expect("a copy");
+    let text = fs::read_to_string(from.join("adapter_config.json")).expect("a config");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    for (key, value) in change {
+        config[*key] = value.clone();
+    }
+    fs::write(to.join("adapter_config.json"), config.to_string()).expect("a config");
+}
+
+fn copied(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+    }
+}
+
+#[test]
+fn adapters_that_do_not_belong_together_are_refused() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    changed(dir, "no-alpha", &[("lora_alpha", json!(0))]);
+    changed(dir, "no-rank", &[("r", json!(0))]);
+    changed(dir, "dora", &[("use_dora", json!(true))]);
+    let half = dir.join("half");
+    changed(dir, "half", &[]);
+    let path = half.join("adapter_model.safetensors");
+    let bytes = fs::read(&path).expect("weights");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let kept = file
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| !name.contains("layers.1.self_attn.v_proj.lora_B"));
+    safetensors::serialize_to_file(kept, None, &path).expect("weights");
+    drop(bytes);
+
+    // Relative names, so that what is underlined has the same length everywhere.
+    for name in ["lora-a", "lora-c", "lora-bf16", "llama-base", "llama-ext"] {
+        copied(&input(name), &dir.join(name));
+    }
+    let a = "./lora-a";
+    let list = |method: &str, output: &str, models: &[String]| {
+        let models: Vec<String> = models
+            .iter()
+            .map(|model| format!("  - model: {model}\n"))
+            .collect();
+        format!(
+            "merge_method: {method}\n{output}models:\n{}",
+            models.concat()
+        )
+    };
+    let adapter = "output: adapter\n";
+    let own = |name: &str| vec![a.to_string(), format!("./{name}")];
+    let base = "./llama-base".to_owned();
+    let other = "./llama-ext".to_owned();
+    let mut said = String::new();
+    for (title, recipe) in [
+        (
+            "other target modules",
+            list(
+                "core_space",
+                adapter,
+                &[a.to_string(), "./lora-c".to_owned()],
+            ),
+        ),
+        (
+            "another base, by shape",
+            list(
+                "core_space",
+                adapter,
+                &[a.to_string(), "./lora-bf16".to_owned()],
+            ),
+        ),
+        (
+            "another base, by name",
+            list(
+                "peft",
+                adapter,
+                &[format!("{base}+{a}"), format!("{other}+{a}")],
+            ),
+        ),
+        ("alpha 0", list("core_space", adapter, &own("no-alpha"))),
+        ("rank 0", list("core_space", adapter, &own("no-rank"))),
+        ("DoRA", list("peft", adapter, &own("dora"))),
+        (
+            "a missing factor",
+            list("core_space", adapter, &own("half")),
+        ),
+        (
+            "a whole model",
+            list("core_space", adapter, &[a.to_string(), base.clone()]),
+        ),
+        (
+            "a method that merges models",
+            list("ties", adapter, &own("half")),
+        ),
+        (
+            "a misspelt output",
+            list("core_space", "output: lora\n", &own("half")),
+        ),
+        (
+            "a bare adapter for a model",
+            list(
+                "core_space",
+                &format!("base_model: {base}\n"),
+                &[a.to_string()],
+            ),
+        ),
+        (
+            "an adapter of another model than the base",
+            list(
+                "core_space",
+                &format!("base_model: {base}\n"),
+                &[format!("{other}+{a}")],
+            ),
+        ),
+        (
+            "ranks of linear",
+            list(
+                "peft\nparameters: {combination_type: linear}",
+                adapter,
+                &[a.to_string(), "./lora-c".to_owned()],
+            ),
+        ),
+    ] {
+        let refused = merge(dir, &recipe, "out", &[]).refused();
+        assert!(!dir.join("out").exists(), "{title}");
+        let text = stable(&refused.stderr, &golden()).replace(&*dir.to_string_lossy(), "[DIR]");
+        let _ = writeln!(said, "## {title}\n{text}");
+    }
+    assert_snapshot!(said);
+}
