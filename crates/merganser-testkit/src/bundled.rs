@@ -1,7 +1,7 @@
 //! The checkpoints of `examples/models`: small enough to live in the repository, shaped like real ones.
 //!
 //! A Llama of 72,000 parameters (6 layers, grouped attention, separate output head) with random weights, three
-//! fine-tunes of it that differ from it in three typical ways, and a LoRA adapter. The models say nothing; they are
+//! fine-tunes of it that differ from it in three typical ways, and two LoRA adapters. The models say nothing; they are
 //! there so that every recipe of `examples/` can be run on a fresh clone. Only additions and multiplications of `f64`
 //! go into them, so the bytes are the same on every machine; a test compares them with the committed files.
 
@@ -29,7 +29,7 @@ struct Weight {
     values: Vec<f32>,
 }
 
-/// Writes `base`, `dense`, `sparse`, `low-rank` and `adapter` into `folder`.
+/// Writes `base`, `dense`, `sparse`, `low-rank`, `adapter` and `adapter-2` into `folder`.
 ///
 /// # Panics
 /// If a file cannot be written.
@@ -39,7 +39,8 @@ pub fn write(folder: &Path) {
     model(&folder.join("dense"), &tuned(&base, 1, dense));
     model(&folder.join("sparse"), &tuned(&base, 2, sparse));
     model(&folder.join("low-rank"), &tuned(&base, 3, low_rank));
-    adapter(&folder.join("adapter"));
+    adapter(&folder.join("adapter"), 4, RANK);
+    adapter(&folder.join("adapter-2"), 5, 2);
 }
 
 /// Nearly normal with standard deviation `scale`: the sum of twelve uniform numbers. A logarithm or a cosine would
@@ -248,13 +249,14 @@ fn visible(byte: u8) -> char {
     char::from_u32(0x100 + earlier as u32).expect("a letter of Latin Extended-A")
 }
 
-fn adapter(folder: &Path) {
-    let mut random = Random::new(4);
+/// A LoRA adapter of the attention, of the given rank.
+fn adapter(folder: &Path, seed: u64, rank: usize) {
+    let mut random = Random::new(seed);
     let mut weights = Vec::new();
     for layer in 0..LAYERS {
         for (module, rows) in [("q_proj", HIDDEN), ("v_proj", HIDDEN / 2)] {
             let path = format!("base_model.model.model.layers.{layer}.self_attn.{module}");
-            for (name, shape) in [("lora_A", [RANK, HIDDEN]), ("lora_B", [rows, RANK])] {
+            for (name, shape) in [("lora_A", [rank, HIDDEN]), ("lora_B", [rows, rank])] {
                 weights.push(Weight {
                     name: format!("{path}.{name}.weight"),
                     shape: shape.to_vec(),
@@ -277,11 +279,11 @@ fn adapter(folder: &Path) {
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,
-            "lora_alpha": 2 * RANK,
+            "lora_alpha": 2 * rank,
             "lora_dropout": 0.0,
             "modules_to_save": null,
             "peft_type": "LORA",
-            "r": RANK,
+            "r": rank,
             "target_modules": ["q_proj", "v_proj"],
             "task_type": "CAUSAL_LM",
             "use_rslora": false,

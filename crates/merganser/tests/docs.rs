@@ -204,8 +204,13 @@ fn every_recipe_of_the_documentation_fits_the_example_models() {
     for file in files {
         for (line, recipe) in recipes(&read(&file)) {
             let place = root().join("examples").join("documented.yml");
-            if let Err(failure) = merganser::plan_recipe(&place, &recipe, &MergeOptions::default())
-            {
+            let options = MergeOptions::default();
+            let planned = match merganser::asks_for_adapter(&place, &recipe, &options) {
+                Ok(true) => merganser::plan_adapters(&place, &recipe, &options).err(),
+                Ok(false) => merganser::plan_recipe(&place, &recipe, &options).err(),
+                Err(failure) => Some(failure),
+            };
+            if let Some(failure) = planned {
                 panic!(
                     "the recipe at {}:{line} is wrong:\n{failure}",
                     file.display()
@@ -228,14 +233,20 @@ fn the_examples_can_be_merged() {
         if path.extension().is_some_and(|extension| extension == "yml") {
             let name = path.file_stem().unwrap_or_default();
             let folder = out.path().join(name);
-            if let Err(failure) = merganser::merge_recipe(
-                &path,
-                &read(&path),
-                &folder,
-                &MergeOptions::default(),
-                &Quiet,
-            ) {
-                panic!("{}:\n{failure}", path.display());
+            let (recipe, options) = (read(&path), MergeOptions::default());
+            let adapter = merganser::asks_for_adapter(&path, &recipe, &options);
+            let made = adapter.and_then(|adapter| {
+                if adapter {
+                    merganser::merge_adapters(&path, &recipe, &folder, &options, &Quiet)?;
+                } else {
+                    merganser::merge_recipe(&path, &recipe, &folder, &options, &Quiet)?;
+                }
+                Ok(adapter)
+            });
+            let adapter = made.unwrap_or_else(|failure| panic!("{}:\n{failure}", path.display()));
+            if adapter {
+                assert!(folder.join("adapter_model.safetensors").is_file());
+                continue;
             }
             assert!(folder.join("model.safetensors").is_file());
             assert!(folder.join("tokenizer.json").is_file());

@@ -77,7 +77,8 @@ pub(super) fn publish(
             continue;
         };
         // Trained biases have no module of their own in `modules_to_save`.
-        if !tensor.ends_with(".bias") || info.name.contains("modules_to_save") {
+        let parameter = tensor.rsplit('.').next();
+        if parameter != Some("bias") || info.name.contains("modules_to_save") {
             modules.insert(module_of(tensor).to_owned());
         }
         pieces.push(Piece {

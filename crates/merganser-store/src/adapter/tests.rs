@@ -181,6 +181,16 @@ fn saved_modules_and_biases_replace() {
 }
 
 #[test]
+fn the_factors_of_a_convolution_make_its_kernels() {
+    let (a, b) = (format!("{Q}.lora_A.weight"), format!("{Q}.lora_B.weight"));
+    let adapter = open("", &[(&a, &[2, 3, 5, 7]), (&b, &[4, 2, 1, 1])]).unwrap();
+    let [delta] = &adapter.modules()["model.layers.0.q_proj.weight"][..] else {
+        panic!("one change");
+    };
+    assert_eq!(delta.shape(), [4, 3, 5, 7]);
+}
+
+#[test]
 fn a_bias_of_b_is_added_with_the_same_scale() {
     let (a, b) = (format!("{Q}.lora_A.weight"), format!("{Q}.lora_B.weight"));
     let bias = format!("{Q}.lora_B.bias");
@@ -207,9 +217,9 @@ fn what_cannot_be_merged_is_refused_by_name() {
         (
             &[
                 ("m.q.lora_A.weight", &[2, 3, 3, 3]),
-                ("m.q.lora_B.weight", &[4, 2, 1, 1]),
+                ("m.q.lora_B.weight", &[4, 2, 3, 3]),
             ],
-            "module `m.q` is a convolution",
+            "factor A is [2, 3, 3, 3] and B is [4, 2, 3, 3]",
         ),
         (
             &[

@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
     }
     let progress = Progress::new(output);
     if merganser::asks_for_adapter(&arguments.recipe, &text, &options)? {
-        return adapter(arguments, &text, &options, progress, output);
+        return adapter(arguments, &text, &options, &progress, output);
     }
     let done = merganser::merge_recipe(
         &arguments.recipe,
@@ -97,11 +97,11 @@ fn adapter(
     arguments: &Merge,
     text: &str,
     options: &MergeOptions,
-    progress: Progress,
+    progress: &Progress,
     output: &Output,
 ) -> Result<(), Failure> {
     let (recipe, out) = (&arguments.recipe, &arguments.out);
-    let done = merganser::merge_adapters(recipe, text, out, options, &progress);
+    let done = merganser::merge_adapters(recipe, text, out, options, progress);
     let (_, seconds) = progress.finish();
     let done = done?;
     for note in &done.notes {

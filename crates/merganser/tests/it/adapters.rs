@@ -250,6 +250,94 @@ fn projection_in_the_core_takes_samples_and_gives_an_adapter() {
     );
 }
 
+/// Writes tensors of ascending numbers, or of those that a function gives.
+fn written(path: &Path, tensors: &[(&str, &[usize], fn(usize) -> f32)]) {
+    let data: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape, number)| {
+            (0..shape.iter().product())
+                .flat_map(|i| number(i).to_le_bytes())
+                .collect()
+        })
+        .collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data);
+        (*name, view.expect("a tensor"))
+    });
+    safetensors::serialize_to_file(views, None, path).expect("a file");
+}
+
+#[test]
+fn adapters_of_convolutions_and_embeddings_are_merged_and_applied() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    for name in ["base", "one", "two"] {
+        fs::create_dir(dir.join(name)).expect("a folder");
+    }
+    fs::write(dir.join("base/config.json"), r#"{"model_type": "mine"}"#).expect("a config");
+    written(
+        &dir.join("base/model.safetensors"),
+        &[
+            ("conv.weight", &[3, 2, 2, 2], |i| i as f32),
+            ("table.weight", &[5, 4], |_| 0.0),
+            ("other.weight", &[2], |i| i as f32),
+        ],
+    );
+    for (name, sign) in [("one", 1), ("two", -1)] {
+        let config = json!({
+            "peft_type": "LORA", "r": 1, "lora_alpha": 2 * sign, "target_modules": ["conv", "table"],
+        });
+        fs::write(
+            dir.join(name).join("adapter_config.json"),
+            config.to_string(),
+        )
+        .expect("a config");
+        written(
+            &dir.join(name).join("adapter_model.safetensors"),
+            &[
+                ("base_model.model.conv.lora_A.weight", &[1, 2, 2, 2], |i| {
+                    (i + 1) as f32
+                }),
+                ("base_model.model.conv.lora_B.weight", &[3, 1, 1, 1], |i| {
+                    i as f32
+                }),
+                ("base_model.model.table.lora_embedding_A", &[1, 5], |i| {
+                    i as f32
+                }),
+                ("base_model.model.table.lora_embedding_B", &[4, 1], |i| {
+                    (i + 1) as f32
+                }),
+            ],
+        );
+    }
+    let body = "parameters: {inner: ta}\nmodels:\n  - {model: ./base+./one, parameters: {weight: 2}}\n  - model: ./base+./two\n";
+    let recipe = format!("merge_method: core_space\nbase_model: ./base\n{body}");
+    merge(dir, &recipe, "model", &[]).done();
+    let found = tensors(&dir.join("model/model.safetensors"));
+    // 2·2·BA − 2·BA
+    let near = |x: f32, y: f32| assert!((x - y).abs() < 1e-5, "{x} against {y}");
+    for o in 0..3 {
+        for k in 0..8 {
+            let update = 2.0 * o as f32 * (k + 1) as f32;
+            near(found["conv.weight"][o * 8 + k], (o * 8 + k) as f32 + update);
+        }
+    }
+    for row in 0..5 {
+        for column in 0..4 {
+            near(
+                found["table.weight"][row * 4 + column],
+                2.0 * row as f32 * (column + 1) as f32,
+            );
+        }
+    }
+    assert_eq!(found["other.weight"], [0.0, 1.0]);
+    merge(dir, &format!("{recipe}output: adapter\n"), "adapter", &[]).done();
+    let plain = "merge_method: passthrough\nmodels:\n  - model: ./base+./adapter\n";
+    merge(dir, plain, "applied", &[]).done();
+    assert!(distance(dir, "applied", "model") < 1e-5);
+}
+
 /// A copy of an adapter with some of its configuration changed.
 fn changed(dir: &Path, name: &str, change: &[(&str, Value)]) {
     let (from, to) = (input("lora-a"), dir.join(name));
