@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p merganser --test docs` writes the generated parts again.
 
+#![allow(clippy::result_large_err)]
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;

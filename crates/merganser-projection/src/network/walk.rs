@@ -122,15 +122,18 @@ impl StageWalk<'_> {
         let mut layers = Vec::new();
         let mut at = 0;
         while at < stage.ops.len() {
-            let group = self.group(at);
-            let ops = &stage.ops[at..at + group];
-            at += group;
-            let looked_at: Vec<&Op> = ops.iter().filter(|op| self.is_looked_at(op)).collect();
-            if looked_at.is_empty() {
+            let quiet = self.quiet(at);
+            if quiet > 0 {
+                let ops = &stage.ops[at..at + quiet];
+                at += quiet;
                 self.advance_teachers(ops)?;
                 self.advance_students(ops)?;
                 continue;
             }
+            let group = self.group(at);
+            let ops = &stage.ops[at..at + group];
+            let after = at + group + self.quiet(at + group);
+            let looked_at: Vec<&Op> = ops.iter().filter(|op| self.is_looked_at(op)).collect();
             // The student's input is needed until the moments are taken; the teacher's dies with the last op.
             let inputs = self.sides(ops[0].input())?;
             self.advance_teachers(ops)?;
@@ -141,9 +144,20 @@ impl StageWalk<'_> {
                 Some(kind) => layers.extend(simple::merge(self, looked_at[0], kind, &inputs)?),
                 None => {}
             }
-            self.advance_students(ops)?;
+            drop(inputs);
+            // Batch by batch up to the next look, so that what lies in between (the wide inside of an MLP) never exists
+            // for all samples at once.
+            self.advance_teachers(&stage.ops[at + group..after])?;
+            self.advance_students(&stage.ops[at..after])?;
+            at = after;
         }
         Ok(layers)
+    }
+
+    /// How many ops from `at` on are only run.
+    fn quiet(&self, at: usize) -> usize {
+        let ops = self.stage.ops[at..].iter();
+        ops.take_while(|op| !self.is_looked_at(op)).count()
     }
 
     /// How many ops from `at` on are handled together: matrices that share an input share its moments.

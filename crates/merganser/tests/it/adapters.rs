@@ -250,8 +250,11 @@ fn projection_in_the_core_takes_samples_and_gives_an_adapter() {
     );
 }
 
-/// Writes tensors of ascending numbers, or of those that a function gives.
-fn written(path: &Path, tensors: &[(&str, &[usize], fn(usize) -> f32)]) {
+/// Name, shape, and the number at every index.
+type Made<'a> = (&'a str, &'a [usize], fn(usize) -> f32);
+
+/// Writes tensors.
+fn written(path: &Path, tensors: &[Made<'_>]) {
     let data: Vec<Vec<u8>> = tensors
         .iter()
         .map(|(_, shape, number)| {
