@@ -56,6 +56,32 @@ kernel! {
 }
 
 kernel! {
+    /// MagMax with λ = 1, exactly: out = the x_i of largest |x_i − base|, the last one of equals.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn farthest(out: &mut [f32], base: &[f32], values: &[&[f32]]) {
+        assert_eq!(base.len(), out.len(), "lengths differ");
+        check(out.len(), values);
+        let mut distances = [0.0_f32; BLOCK];
+        for (block, (out, base)) in out.chunks_mut(BLOCK).zip(base.chunks(BLOCK)).enumerate() {
+            let distances = &mut distances[..out.len()];
+            distances.fill(0.0);
+            out.copy_from_slice(base);
+            for values in values {
+                let values = &values[block * BLOCK..][..out.len()];
+                for j in 0..out.len() {
+                    let distance = (values[j] - base[j]).abs();
+                    let is_farther = distance >= distances[j];
+                    out[j] = if is_farther { values[j] } else { out[j] };
+                    distances[j] = if is_farther { distance } else { distances[j] };
+                }
+            }
+        }
+    }
+}
+
+kernel! {
     /// RAM: out = base + the mean of the active d_i, those with |d_i| > `epsilon`; one that is active alone is multiplied
     /// by its `alone` factor.
     ///
@@ -235,6 +261,7 @@ mod tests {
                 let deltas: Vec<Vec<f32>> = (0..count).map(|_| bits.patterns(len)).collect();
                 let (d, w) = (slices(&deltas), bits.weights(count));
                 run(len, |out| largest(out, &base, &d, 0.5));
+                run(len, |out| farthest(out, &base, &d));
                 run(len, |out| mean_of_active(out, &base, &d, 1e-5, &w));
                 run(len, |out| consensus(out, &base, &d, &w, 2, 0.5));
                 run(len, |out| unify(out, &d));
@@ -282,6 +309,15 @@ mod tests {
                 base[j] + 0.5 * best
             });
             assert_eq!(run(len, |out| largest(out, &base, &d, 0.5)), want);
+
+            let want = each(&|j, x| {
+                let farther = |best: f32, x: f32| {
+                    let closer = (x - base[j]).abs() < (best - base[j]).abs();
+                    if closer { best } else { x }
+                };
+                x.into_iter().fold(base[j], farther)
+            });
+            assert_eq!(run(len, |out| farthest(out, &base, &d)), want);
 
             let factors = [2.0, 3.0, 4.0];
             let want = each(&|j, x| {

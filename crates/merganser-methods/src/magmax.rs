@@ -43,6 +43,12 @@ impl Method for Magmax {
         _survey: &'a Survey,
     ) -> Result<Program<'a>, MethodError> {
         let lambda = group.settings.float("lambda") as f32;
+        // Then every element is one of a model's own: kept exactly, so that a running maximum may go on from it.
+        if lambda == 1.0 {
+            return Ok(Program::values(|block, out| {
+                compete::farthest(out, block.base(), &block.others());
+            }));
+        }
         Ok(Program::deltas(move |block, out| {
             compete::largest(out, block.base(), &block.others(), lambda);
         }))

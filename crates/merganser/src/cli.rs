@@ -124,6 +124,9 @@ pub(crate) struct Merge {
     /// Keep the intermediate models of a recipe with several documents here
     #[arg(long, short = 'I', value_name = "DIR")]
     pub(crate) intermediate_dir: Option<PathBuf>,
+    /// magmax: also merge what was merged into STATE before, and leave the running maximum there
+    #[arg(long = "continue", value_name = "STATE", conflicts_with = "part")]
+    pub(crate) continued: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
 }

@@ -27,6 +27,7 @@ pub use merganser_store as store;
 mod adapters;
 mod demo;
 mod rebuild;
+mod stream;
 mod workflow;
 
 pub use adapters::{PlannedAdapter, asks_for_adapter, merge_adapters, plan_adapters};

@@ -9,6 +9,8 @@ use merganser_report::Report;
 use merganser_run::{CalibrationSummary, Merge, Observer, Opener, Provenance, RunError};
 use merganser_store::hub::HubOptions;
 
+use crate::stream;
+
 /// How to merge, besides the recipe.
 #[derive(Debug, Clone)]
 pub struct MergeOptions {
@@ -32,6 +34,8 @@ pub struct MergeOptions {
     pub hash_inputs: bool,
     /// Where the intermediate models of a recipe with several documents go; they are kept there.
     pub intermediate: Option<PathBuf>,
+    /// The folder of a running maximum: what is in it is merged too, and the outcome is left there. For `magmax` only.
+    pub continued: Option<PathBuf>,
     /// For a diagnosis: merged models to be measured too, by name.
     pub compared: Vec<(String, PathBuf)>,
 }
@@ -49,6 +53,7 @@ impl Default for MergeOptions {
             card: true,
             hash_inputs: false,
             intermediate: None,
+            continued: None,
             compared: Vec::new(),
         }
     }
@@ -96,6 +101,7 @@ pub struct Planned {
 }
 
 /// A recipe read and put in order.
+#[derive(Clone)]
 pub(crate) struct Steps {
     pub(crate) recipe: Recipe,
     pub(crate) warnings: Vec<Diagnostic>,
@@ -238,9 +244,12 @@ pub fn merge_recipe(
     options: &MergeOptions,
     observer: &dyn Observer,
 ) -> Result<Vec<Planned>, Failure> {
-    let steps = read(path, text, options)?;
+    let mut steps = read(path, text, options)?;
     makes_models(&steps)?;
     let mut opener = opener(path);
+    if let Some(state) = &options.continued {
+        stream::include(&mut steps, state)?;
+    }
     let several = steps.order.len() > 1;
     if several && options.part.is_some() {
         return Err(Failure::Usage(
@@ -301,6 +310,26 @@ pub fn merge_recipe(
             source: steps.recipe.source.clone(),
             report,
         });
+    }
+    if let Some(state) = &options.continued {
+        let plan = plan_document(&stream::state_of(&steps), 0, &opener, options)?;
+        let provenance = Provenance {
+            recipe: text.to_owned(),
+            title: title(None, state),
+            card: false,
+            hash_inputs: false,
+        };
+        let job = Merge {
+            plan: &plan,
+            out: state,
+            overwrite: true,
+            allow_nonfinite: options.allow_nonfinite,
+            no_sync: options.no_sync,
+            part: None,
+            memory: options.memory,
+            provenance: &provenance,
+        };
+        merganser_run::merge(&job, observer)?;
     }
     if several && options.intermediate.is_none() {
         // Only a cache of ours: if it cannot be removed, the merge is still good.

@@ -27,6 +27,7 @@ pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(),
         card: !arguments.no_card,
         hash_inputs: arguments.hash_inputs,
         intermediate: arguments.intermediate_dir.clone(),
+        continued: arguments.continued.clone(),
         compared: Vec::new(),
     };
     let ignored = arguments.ignored.given();

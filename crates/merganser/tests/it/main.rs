@@ -13,3 +13,4 @@ mod program;
 mod project;
 mod spectral;
 mod startup;
+mod stream;
