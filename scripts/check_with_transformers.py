@@ -175,6 +175,8 @@ def main():
         good = True
         with tempfile.TemporaryDirectory() as folder:
             for path in sorted((ROOT / "examples").glob("*.yml")):
+                if "output: adapter" in path.read_text():
+                    continue  # check_with_peft.py's
                 out = pathlib.Path(folder) / path.stem
                 subprocess.run([PROGRAM, "merge", path, out, "--quiet"], check=True)
                 good &= check(path, out)
