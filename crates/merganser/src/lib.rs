@@ -24,15 +24,15 @@ pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
 
-mod adapters;
 mod demo;
+mod merge_adapters;
 mod rebuild;
 mod stream;
 mod workflow;
 
-pub use adapters::{PlannedAdapter, asks_for_adapter, merge_adapters, plan_adapters};
 pub use demo::{Demo, demo};
 pub use merganser_run::{Event, Observer, Quiet, seal};
+pub use merge_adapters::{PlannedAdapter, asks_for_adapter, merge_adapters, plan_adapters};
 pub use rebuild::rebuild;
 pub use workflow::{
     Failure, MergeOptions, Planned, calibrate, diagnose_recipe, merge_recipe, plan_recipe,

@@ -2,11 +2,11 @@
 //!
 //! One test binary for all of them, because linking takes longer than running.
 
-mod adapters;
 mod determinism;
 mod evaluate;
 mod faults;
 mod golden;
+mod merged_adapters;
 mod messages;
 mod models;
 mod program;
