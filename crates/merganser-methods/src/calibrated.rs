@@ -57,6 +57,12 @@ const ALPHA: Parameter = Parameter::float(
     "factor of the merged update",
 );
 
+const EXCLUDE: Parameter = Parameter::flag(
+    "exclude",
+    false,
+    "average the tensor instead; with filters, `exclude: [{filter: text_projection, value: true}]`",
+);
+
 const RANK_FRACTION: Parameter = Parameter::float(
     "rank_fraction",
     Scope::Shared,
@@ -255,7 +261,7 @@ static TSV_M: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA],
+    parameters: &[ALPHA, EXCLUDE],
 };
 
 static ISO_C: MethodInfo = MethodInfo {
@@ -266,7 +272,7 @@ static ISO_C: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA],
+    parameters: &[ALPHA, EXCLUDE],
 };
 
 static ISO_CTS: MethodInfo = MethodInfo {
@@ -279,6 +285,7 @@ static ISO_CTS: MethodInfo = MethodInfo {
     inputs: Arity::at_least(1),
     parameters: &[
         ALPHA,
+        EXCLUDE,
         Parameter::float(
             "common_fraction",
             Scope::Shared,
@@ -297,7 +304,7 @@ static KNOTS: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, DENSITY],
+    parameters: &[ALPHA, EXCLUDE, DENSITY],
 };
 
 static CART: MethodInfo = MethodInfo {
@@ -308,7 +315,7 @@ static CART: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, RANK_FRACTION, TASK_SCALE],
+    parameters: &[ALPHA, EXCLUDE, RANK_FRACTION, TASK_SCALE],
 };
 
 const WEIGHT: Parameter = Parameter::float(

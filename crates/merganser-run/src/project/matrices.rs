@@ -34,6 +34,10 @@ pub(super) fn claimed(plan: &Plan, calibrated: &Calibrated) -> BTreeSet<String> 
             output.shape.len() == 2
                 && matches!(output.action, Action::Merge { .. })
                 && matches!(Role::of(&output.name), Role::Layer { .. })
+                && !output
+                    .calibrated
+                    .as_ref()
+                    .is_some_and(|settings| settings.flag("exclude"))
         })
         .map(|output| output.name.clone())
         .collect()

@@ -88,3 +88,17 @@ fn the_factor_may_differ_from_tensor_to_tensor() {
         assert_eq!(values, base, "{name}");
     }
 }
+
+#[test]
+fn excluded_tensors_are_averaged() {
+    let case = &cases("iso_c")[0];
+    let of = |head: &str| merged(&TempDir::new().expect("a folder"), case, head);
+    let mean = of("merge_method: task_arithmetic\nparameters: {weight: 1, normalize: true}");
+    let excluded = |filter: &str| {
+        of(&format!(
+            "merge_method: iso_c\nparameters: {{exclude: [{{filter: {filter}, value: true}}, {{value: false}}]}}"
+        ))
+    };
+    assert_eq!(excluded("w.weight"), mean);
+    assert_ne!(excluded("other"), mean);
+}
