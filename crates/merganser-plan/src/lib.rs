@@ -21,6 +21,7 @@ mod rebuild;
 mod resolve;
 mod roles;
 mod shards;
+pub mod task_vector;
 mod vocabulary;
 
 use std::collections::BTreeMap;

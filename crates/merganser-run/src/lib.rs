@@ -12,6 +12,8 @@ pub mod compare;
 pub mod describe;
 mod error;
 mod execute;
+pub mod extract;
+mod lanes;
 mod observe;
 mod open;
 mod project;
@@ -19,7 +21,9 @@ mod provenance;
 mod rows;
 mod seal;
 mod sources;
+pub mod spectra;
 mod survey;
+mod updates;
 
 pub use error::RunError;
 pub use execute::{Merge, merge};

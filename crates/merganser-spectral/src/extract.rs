@@ -213,13 +213,13 @@ mod tests {
 
     #[test]
     fn every_limit_counts() {
-        let d = Matrix::from_fn(5, 4, |i, j| {
-            if i == j {
-                [4.0, 3.0, 2.0, 1.0][i]
-            } else {
-                0.0
-            }
-        });
+        let d = Matrix::from_fn(
+            5,
+            4,
+            |i, j| {
+                if i == j { [4.0, 3.0, 2.0, 1.0][i] } else { 0.0 }
+            },
+        );
         let kept = |truncation: Truncation, noise: f64| {
             extract(&d, &truncation, noise, Scale::Shared)
                 .unwrap()

@@ -101,8 +101,9 @@ mod tests {
         for (seed, m, n) in [(1, 30, 40), (2, 120, 35), (3, 200, 200), (4, 1, 50)] {
             // Rows of very different lengths, as weights have them.
             let weights = update(seed, m, n);
-            let scaled =
-                Matrix::from_fn(m, n, |i, j| weights.get(i, j) * (1.0 + (i % 7) as f64) / 10.0);
+            let scaled = Matrix::from_fn(m, n, |i, j| {
+                weights.get(i, j) * (1.0 + (i % 7) as f64) / 10.0
+            });
             let mut rounding = Rounding::new(BRAIN, n);
             let error = Matrix::from_fn(m, n, |i, j| {
                 let x = scaled.get(i, j) as f32;

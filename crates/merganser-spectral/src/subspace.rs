@@ -63,10 +63,7 @@ mod tests {
         let values = spectrum(&diagonal).unwrap();
         assert!((stable_rank(&values).unwrap() - 1.5).abs() < 1e-12);
         assert_eq!(spectrum(&low_rank(1, 20, 30, 4)).unwrap().len(), 4);
-        assert_eq!(
-            stable_rank(&spectrum(&Matrix::zeros(3, 3)).unwrap()),
-            None
-        );
+        assert_eq!(stable_rank(&spectrum(&Matrix::zeros(3, 3)).unwrap()), None);
     }
 
     #[test]
