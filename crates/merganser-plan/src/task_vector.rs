@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use merganser_methods::{Encoding, Float, Method, Settings, Value, task_vector};
 use merganser_store::Dtype;
+use merganser_store::checkpoint::CheckpointFile;
 use serde_json::Value as Json;
 
 use crate::{
@@ -158,9 +159,11 @@ pub fn apply(base: Model, items: Vec<Item>, format: Format) -> Result<Plan, Stri
     .plan(format)
 }
 
-/// Whether a model is a stored task vector, as its config says.
+/// Whether a model is a stored task vector, as its config or the headers of its files say.
 pub fn is_task_vector(model: &Model) -> bool {
+    let marked = |file: &CheckpointFile| file.metadata.contains_key(MARK);
     model.config_value(MARK) == Some(&Json::Bool(true))
+        || model.checkpoint.files().iter().any(marked)
 }
 
 /// Notes about task vectors that say nothing of some tensors.

@@ -77,7 +77,12 @@ pub fn extract_task_vector(
     let plan = task_vector::difference(model(&opener, fine)?, model(&opener, base)?, format)
         .map_err(Failure::Usage)?;
     let recipe = format!("# merganser extract task-vector {fine} {base}\n");
-    carry_out(plan, recipe, out, options, observer)
+    // A model card would present it as a model.
+    let options = MergeOptions {
+        card: false,
+        ..options.clone()
+    };
+    carry_out(plan, recipe, out, &options, observer)
 }
 
 /// Adds adapters and task vectors, each written `ITEM[@WEIGHT]`, to the model `base` and writes the result into the folder
