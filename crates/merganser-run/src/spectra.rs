@@ -110,16 +110,14 @@ fn one(
     };
     let merged_task = wanted.merged.and_then(|merged| merged.checked_sub(1));
     let space = if wanted.alignment {
-        let merged = match merged_task {
-            Some(t) => update(t)?,
-            None => {
-                let mut sum = Matrix::zeros(m, n);
-                for t in 0..tasks {
-                    sum.add_scaled(1.0, &update(t)?);
-                }
-                sum
-            }
+        let mut merged = Matrix::zeros(m, n);
+        let chosen = match merged_task {
+            Some(t) => t..t + 1,
+            None => 0..tasks,
         };
+        for t in chosen {
+            merged.add_scaled(1.0, &update(t)?);
+        }
         Some(leading_space(&merged).map_err(fail)?)
     } else {
         None

@@ -340,7 +340,7 @@ impl ExtractLora<'_> {
         let mut rounding = Rounding::new(precision(stored), columns);
         let fine = (self.fine, piece.fine.as_str());
         let mut update = updates::update(fine, (self.base, in_base), (rows, columns), |row| {
-            rounding.take(row)
+            rounding.take(row);
         })?;
         let norm = update.norm();
         if norm == 0.0 {
