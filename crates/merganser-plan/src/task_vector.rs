@@ -35,7 +35,9 @@ pub fn difference(fine: Model, base: Model, format: Format) -> Result<Plan, Stri
     let mut lacking = Vec::new();
     for name in fine.names() {
         let Some(found) = base.find(name) else {
-            lacking.push(name.to_owned());
+            if !roles::is_rebuilt_buffer(name) {
+                lacking.push(name.to_owned());
+            }
             continue;
         };
         let inputs = vec![input(0, name), input(1, found.name())];

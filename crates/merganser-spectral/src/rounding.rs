@@ -4,7 +4,8 @@
 //! s = ulp / √12. The spectral norm of a matrix of independent errors with deviations s_ij is about
 //! max_i (Σ_j s_ij²)^½ + max_j (Σ_i s_ij²)^½ and exceeds it by a few times max s_ij at most (Bandeira and van Handel, Annals
 //! of Probability 2016, arXiv 1408.6185). A direction of an update W − W₀ with a smaller singular value cannot be told from
-//! the rounding of W. All of them together weigh at most twice as much as that rounding does.
+//! the rounding of W. If the weights are about equally large, min(m, n) such directions have a Frobenius norm of at most about
+//! twice that of the rounding itself, so that nothing is lost with them that W knew.
 
 /// A floating-point format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use merganser_plan::{Found, Model, Role};
+use merganser_plan::{Found, Model, Role, is_rebuilt_buffer};
 use merganser_store::Dtype;
 use regex::Regex;
 
@@ -153,6 +153,7 @@ pub(super) fn sort(fine: &Model, base: &Model, filter: &Filter) -> Result<Parts,
     fine_names.sort_unstable();
     for in_fine in fine_names {
         let found = match base.find(in_fine) {
+            None if is_rebuilt_buffer(in_fine) => continue,
             Some(Found::Tied(_)) if fine.is_tied() => {
                 parts.notes.push(format!(
                     "'{in_fine}' is left out: both models tie it to their embedding"
@@ -220,7 +221,7 @@ pub(super) fn sort(fine: &Model, base: &Model, filter: &Filter) -> Result<Parts,
         .collect();
     let (heads, missing): (Vec<&str>, Vec<&str>) = gone
         .into_iter()
-        .filter(|name| !is_buffer(name))
+        .filter(|name| !is_rebuilt_buffer(name))
         .partition(|name| is_head(name) || Role::of(name) == Role::Post);
     if !missing.is_empty() {
         let more = match missing.len() {
@@ -276,19 +277,6 @@ fn is_head(name: &str) -> bool {
 /// Whether the last word of a module's path is that of a table that is looked up.
 fn is_embedding(word: &str) -> bool {
     word.contains("embed") || ["wte", "wpe", "shared", "relative_attention_bias"].contains(&word)
-}
-
-/// Buffers that loaders make themselves.
-fn is_buffer(name: &str) -> bool {
-    [
-        "inv_freq",
-        "position_ids",
-        "masked_bias",
-        "attn.bias",
-        "attention.bias",
-    ]
-    .iter()
-    .any(|end| name.ends_with(end))
 }
 
 #[cfg(test)]

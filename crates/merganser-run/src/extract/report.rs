@@ -14,6 +14,7 @@ pub struct ModuleReport {
     /// ‖Δ‖_F.
     pub norm: f64,
     /// ‖Δ − B A‖_F / ‖Δ‖_F with the factors as they are stored.
+    #[serde(rename = "relative_error")]
     pub error: f64,
     /// Share of ‖Δ‖²_F in the directions kept, 0 to 1.
     pub energy: f64,
@@ -35,6 +36,7 @@ pub struct LoraReport {
     /// The largest rank.
     pub rank: usize,
     /// (Σ ‖Δ − B A‖²_F / Σ ‖Δ‖²_F)^½ over all modules.
+    #[serde(rename = "relative_error")]
     pub error: f64,
     /// Bytes of the adapter's file.
     pub bytes: u64,

@@ -198,7 +198,10 @@ fn an_update_of_low_rank_comes_back_exactly() {
             assert_eq!(listed, rank(&weight), "{module}");
         }
         let event = run.events().pop().expect("an event");
-        assert!(event["error"].as_f64().expect("a number") < 1e-5, "{event}");
+        assert!(
+            event["relative_error"].as_f64().expect("a number") < 1e-5,
+            "{event}"
+        );
         assert_eq!(event["modules"].as_array().expect("a list").len(), 11);
 
         merganser(dir.path(), &["apply", "base", "out", "-o", "again"]).done();
@@ -241,7 +244,7 @@ fn a_model_that_was_extracted_and_applied_is_off_by_what_was_reported() {
         let listed = event["modules"].as_array().expect("a list").clone();
         for module in listed {
             let name = format!("{}.weight", module["module"].as_str().expect("a name"));
-            let reported = module["error"].as_f64().expect("a number");
+            let reported = module["relative_error"].as_f64().expect("a number");
             let found = off(&again, &fine, &base, |other| other == name);
             assert!(
                 (found - reported).abs() <= 1e-3 * reported + 1e-6,
