@@ -11,7 +11,7 @@ use merganser::run::describe::{Amount, Description, Stack, describe};
 use merganser::run::spectra::{MatrixSpectra, Wanted, spectra};
 use serde_json::{Value, json};
 
-use super::spectra::Spectra;
+use super::spectra::{MERGED, Spectra};
 use crate::cli::Inspect;
 use crate::output::{Output, human};
 use crate::table::table;
@@ -93,7 +93,7 @@ fn decompose(
 fn named<'a>(arguments: &Inspect, models: &[Model], matrices: &'a [MatrixSpectra]) -> Spectra<'a> {
     let mut labels: Vec<String> = (1..models.len()).map(|t| format!("[{t}]")).collect();
     if arguments.merged.is_some() {
-        labels.push("merged".into());
+        labels.push(MERGED.into());
     }
     let merged = arguments.merged.as_deref();
     Spectra {

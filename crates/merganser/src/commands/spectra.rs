@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 
 use crate::table::table;
 
+/// What a merged model's task vector is called, which is the last.
+pub(super) const MERGED: &str = "merged";
+
 /// Columns of a plot.
 const WIDTH: usize = 32;
 
@@ -123,6 +126,14 @@ impl Spectra<'_> {
         self.matrices.iter().any(|m| m.space.is_some())
     }
 
+    /// The task vectors without the merged model's.
+    fn tasks(&self) -> &[String] {
+        match self.labels.split_last() {
+            Some((last, tasks)) if last == MERGED => tasks,
+            _ => &self.labels,
+        }
+    }
+
     /// The matrices by kind, in the order of the first of each.
     fn kinds(&self) -> Vec<(&str, Vec<&MatrixSpectra>)> {
         let mut kinds: Vec<(&str, Vec<&MatrixSpectra>)> = Vec::new();
@@ -165,6 +176,7 @@ impl Spectra<'_> {
             );
         }
         if self.with_alignment() {
+            let tasks = 0..self.tasks().len();
             row.extend(tasks.map(|t| shown(mean(alignments(group, t)), 3)));
             row.push(shown(mean(spaces(group)), 1));
         }
@@ -193,14 +205,12 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// The singular values of a task vector over its largest, averaged over matrices: one character for each part of their
 /// indices, a space for what is below the scale.
 fn plot(group: &[&MatrixSpectra], t: usize) -> String {
-    let longest = group.iter().map(|m| m.shape[0].min(m.shape[1])).max();
-    let width = longest.unwrap_or(0).min(WIDTH);
     let at = |matrix: &MatrixSpectra, column: usize| -> Option<f64> {
         let values = matrix.values.get(t)?;
-        let index = column * matrix.shape[0].min(matrix.shape[1]) / width.max(1);
+        let index = column * matrix.shape[0].min(matrix.shape[1]) / WIDTH;
         Some(values.get(index).copied().unwrap_or(0.0) / values.first()?)
     };
-    let text: String = (0..width)
+    let text: String = (0..WIDTH)
         .map(|column| {
             let x = mean(group.iter().filter_map(|m| at(m, column))).unwrap_or(0.0);
             let height = (1.0 + x.log10() / DECADES) * HEIGHTS.len() as f64;
@@ -211,7 +221,7 @@ fn plot(group: &[&MatrixSpectra], t: usize) -> String {
             }
         })
         .collect();
-    // A column of a table is aligned to the right, a plot to the left.
+    // Trailing spaces are part of a plot.
     format!("|{text}|")
 }
 
@@ -233,8 +243,11 @@ mod tests {
     #[test]
     fn plots_fall_with_the_values() {
         let (a, b) = (matrix(vec![2.0, 0.2, 2e-5]), matrix(vec![1.0, 0.1, 1e-5]));
-        assert_eq!(plot(&[&a, &b], 0), "|█▇  |");
-        assert_eq!(plot(&[&matrix(Vec::new())], 0), "|    |");
+        let quarter = |c: char| c.to_string().repeat(WIDTH / 4);
+        let expected = ['█', '▇', ' ', ' '].map(quarter).concat();
+        assert_eq!(plot(&[&a, &b], 0), format!("|{expected}|"));
+        let empty = " ".repeat(WIDTH);
+        assert_eq!(plot(&[&matrix(Vec::new())], 0), format!("|{empty}|"));
     }
 
     #[test]
