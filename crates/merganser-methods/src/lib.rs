@@ -47,6 +47,7 @@ mod slerp;
 mod soup;
 mod tall;
 mod task_arithmetic;
+pub mod task_vector;
 mod ties;
 
 pub use calibrated::{

@@ -7,6 +7,7 @@ use merganser_recipe::{Diagnostic, Document, ModelRef, Span, TokenizerSource};
 use crate::layout::Layout;
 use crate::model::Model;
 use crate::outputs::base_of;
+use crate::task_vector::is_task_vector;
 
 /// Parts of mergekit's format that are read but not carried out.
 pub(crate) fn unsupported(document: &Document) -> Vec<Diagnostic> {
@@ -48,6 +49,23 @@ pub(crate) fn unsupported(document: &Document) -> Vec<Diagnostic> {
         );
     }
     found
+}
+
+/// Refuses task vectors among the models.
+pub(crate) fn no_task_vectors(
+    document: &Document,
+    models: &[Model],
+    index: &dyn Fn(&ModelRef) -> usize,
+) -> Vec<Diagnostic> {
+    document
+        .model_refs()
+        .filter(|reference| is_task_vector(&models[index(reference)]))
+        .map(|reference| {
+            Diagnostic::error(format!("{reference} is a task vector, not a model"))
+                .label(reference.span, "named as a model here")
+                .help("`merganser apply` adds it to its base; a recipe takes the result")
+        })
+        .collect()
 }
 
 /// Refuses models of several architectures.

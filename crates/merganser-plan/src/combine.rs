@@ -26,6 +26,7 @@ pub(crate) fn plan(
     let method = chosen.method;
     found.extend(calibrated::check(document, &chosen, options));
     stop_on_errors(&mut found)?;
+    stop_on_errors(&mut checks::no_task_vectors(document, models, index))?;
     if !options.allow_crimes && !options.state_dict {
         checks::same_architecture(document, models, index)?;
     }

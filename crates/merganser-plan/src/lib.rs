@@ -22,6 +22,7 @@ mod rebuild;
 mod resolve;
 mod roles;
 mod shards;
+pub mod task_vector;
 mod vocabulary;
 
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ pub use layout::Missing;
 pub use model::{Found, Inputs, Model};
 pub use parts::Part;
 pub use rebuild::Rebuild;
-pub use roles::Role;
+pub use roles::{Role, is_rebuilt_buffer};
 pub use vocabulary::{RowMap, Tokenizer};
 
 /// What a user may ask of a plan besides the recipe.

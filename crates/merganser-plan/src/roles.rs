@@ -142,7 +142,7 @@ pub(crate) fn is_input_embedding(name: &str) -> bool {
 }
 
 /// Buffers that a loader rebuilds, so that a model may lack them.
-pub(crate) fn is_rebuilt_buffer(name: &str) -> bool {
+pub fn is_rebuilt_buffer(name: &str) -> bool {
     ends(
         name,
         &["rotary_emb.inv_freq", "position_ids", "masked_bias"],

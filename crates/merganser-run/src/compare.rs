@@ -244,12 +244,21 @@ pub fn place(name: &str) -> (Option<(&str, usize)>, &str) {
 }
 
 /// The same tensor of all models.
-struct Row {
-    name: String,
+pub(crate) struct Row {
+    pub(crate) name: String,
     /// Its name in each model.
-    found: Vec<String>,
-    dtypes: Vec<Dtype>,
-    shape: Vec<usize>,
+    pub(crate) found: Vec<String>,
+    pub(crate) dtypes: Vec<Dtype>,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// The tensors that all models have in one shape, by name.
+pub(crate) fn rows(models: &[Model]) -> Vec<Row> {
+    let names = names(models);
+    names
+        .iter()
+        .filter_map(|name| row(models, name).ok())
+        .collect()
 }
 
 impl Row {

@@ -202,6 +202,10 @@ fn notes(model: &Model) -> Vec<String> {
             "its files hold tensors that its index does not list, which are ignored: {shown}{more}"
         ));
     }
+    if merganser_plan::task_vector::is_task_vector(model) {
+        notes
+            .push("it is a task vector, not a model: `merganser apply` adds it to its base".into());
+    }
     if let Some(embedding) = tied_to(model) {
         notes.push(format!(
             "it stores no output head: the head is tied to {embedding}"

@@ -78,6 +78,9 @@ pub enum RunError {
     /// A calibrated merge cannot be carried out.
     #[error("{0}")]
     Calibration(String),
+    /// An adapter cannot be extracted from these models.
+    #[error("{0}")]
+    Extract(String),
     /// The budget is too small.
     #[error("--memory {budget} is too small: one thread needs {needed} for tensor '{tensor}'")]
     Memory {
@@ -139,7 +142,11 @@ impl RunError {
     pub fn is_bad_input(&self) -> bool {
         matches!(
             self,
-            Self::Samples(_) | Self::Moments(_) | Self::Network { .. } | Self::Calibration(_)
+            Self::Samples(_)
+                | Self::Moments(_)
+                | Self::Network { .. }
+                | Self::Calibration(_)
+                | Self::Extract(_)
         )
     }
 

@@ -13,6 +13,8 @@ pub mod compare;
 pub mod describe;
 mod error;
 mod execute;
+pub mod extract;
+mod lanes;
 mod observe;
 mod open;
 mod project;
@@ -20,7 +22,9 @@ mod provenance;
 mod rows;
 mod seal;
 mod sources;
+pub mod spectra;
 mod survey;
+mod updates;
 
 pub use adapters::{AdapterMerge, AdapterSummary, MergedMatrix};
 pub use error::RunError;

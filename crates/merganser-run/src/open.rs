@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use merganser_plan::{Inputs, Model, Tokenizer};
-use merganser_recipe::{Body, Diagnostic, Document, ModelRef, Parameters, Span, Value};
+use merganser_recipe::{AdapterRef, Body, Diagnostic, Document, ModelRef, Parameters, Span, Value};
 use merganser_store::adapter::Adapter;
 use merganser_store::checkpoint::Checkpoint;
 use merganser_store::hub::{self, HubOptions};
@@ -106,10 +106,7 @@ impl Opener {
     /// Why it cannot be opened and what to do.
     pub fn model(&self, reference: &ModelRef) -> Result<Model, String> {
         let path = self.folder(&reference.path, reference.revision.as_deref())?;
-        if path.is_dir()
-            && path.join("adapter_config.json").is_file()
-            && !path.join("config.json").is_file()
-        {
+        if is_adapter(&path) {
             return Err(format!(
                 "it is a LoRA adapter, not a model: write `base+{}` with the model it was trained on",
                 reference.path
@@ -148,6 +145,26 @@ impl Opener {
         Adapter::open(&path).map_err(|error| error.to_string())
     }
 
+    /// Opens what can be added to the model `base`: an adapter, as the base with that adapter on it, or else the model
+    /// that `reference` means (a stored task vector, if the caller's user knows what they want).
+    ///
+    /// # Errors
+    /// Those of [`model`](Self::model).
+    pub fn addition(&self, base: &ModelRef, reference: &ModelRef) -> Result<Model, String> {
+        let path = self.folder(&reference.path, reference.revision.as_deref())?;
+        if reference.lora.is_some() || !is_adapter(&path) {
+            return self.model(reference);
+        }
+        let adapter = AdapterRef {
+            path: reference.path.clone(),
+            revision: reference.revision.clone(),
+        };
+        self.model(&ModelRef {
+            lora: Some(Box::new(adapter)),
+            ..base.clone()
+        })
+    }
+
     fn folder(&self, path: &str, revision: Option<&str>) -> Result<PathBuf, String> {
         if let Some(folder) = self.named.get(path) {
             return Ok(folder.clone());
@@ -160,6 +177,13 @@ impl Opener {
         }
         hub::resolve(path, revision, &self.hub).map_err(|error| error.to_string())
     }
+}
+
+/// Whether a folder holds an adapter rather than a model.
+fn is_adapter(path: &Path) -> bool {
+    path.is_dir()
+        && path.join("adapter_config.json").is_file()
+        && !path.join("config.json").is_file()
 }
 
 fn checkpoint(path: &Path) -> Result<Checkpoint, String> {

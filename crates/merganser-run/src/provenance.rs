@@ -125,7 +125,7 @@ pub fn card(plan: &Plan, provenance: &Provenance) -> String {
 }
 
 /// The parts of a label that are names on the Hugging Face Hub.
-fn hub_ids(model: &Model) -> impl Iterator<Item = &str> {
+pub(crate) fn hub_ids(model: &Model) -> impl Iterator<Item = &str> {
     model
         .label
         .split('+')

@@ -1,5 +1,6 @@
 //! Merging by singular vectors: whole matrices ([`tsv_m`], [`iso_c`], [`iso_cts`], [`cart`], [`knots`]) and adapters
-//! ([`core_space`], [`peft`]).
+//! ([`core_space`], [`peft`]). And the way back: the adapter nearest to an update ([`extract()`]), and where the energy of
+//! updates lies ([`spectrum`], [`alignment`]).
 //!
 //! An update is D = W − W₀, the change a fine-tune makes to one matrix of the base model. The functions take the updates of
 //! all tasks and return the merged one, which is added to the base as it is or times a factor α.
@@ -26,21 +27,27 @@ mod cart;
 mod core_space;
 mod elementwise;
 mod error;
+mod extract;
 mod isotropic;
 mod knots;
 mod lora;
 pub mod peft;
+mod rounding;
 mod span;
+mod subspace;
 mod tsv;
 
 pub use cart::cart;
 pub use core_space::{CoreSpace, core_space};
 pub use elementwise::random_keep;
 pub use error::{Error, Result};
+pub use extract::{Extracted, Scale, Truncation, extract, relative_error};
 pub use isotropic::{iso_c, iso_cts};
 pub use knots::{Aligned, knots};
 pub use lora::Lora;
+pub use rounding::{Precision, Rounding};
 pub use span::{InSpan, Inner, Keep};
+pub use subspace::{alignment, leading_space, spectrum, stable_rank};
 pub use tsv::tsv_m;
 
 use merganser_linalg::{Matrix, Real};

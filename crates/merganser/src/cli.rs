@@ -70,6 +70,10 @@ pub(crate) enum Command {
     Diagnose(Diagnose),
     /// Measure models on labelled data: accuracy, perplexity, similarity, retrieval
     Evaluate(crate::commands::evaluate::Evaluate),
+    /// Turn what a fine-tune learned into a LoRA adapter or a task vector
+    Extract(crate::commands::extract::Extract),
+    /// Add adapters and task vectors to a model
+    Apply(crate::commands::apply::Apply),
     /// Put the parts of a merge together
     Seal(Seal),
     /// Look into models: tensors, sizes, layers; several are compared with the first
@@ -309,7 +313,7 @@ pub(crate) struct Seal {
 /// Look into models.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser inspect model/\n  merganser inspect base/ ft1/ ft2/                   task vectors of two fine-tunes\n  merganser inspect base/ ft1/ --tensors q_proj --json"
+    after_help = "Examples:\n  merganser inspect model/\n  merganser inspect base/ ft1/ ft2/                   task vectors of two fine-tunes\n  merganser inspect base/ ft1/ --tensors q_proj --json\n  merganser inspect base/ ft1/ ft2/ --spectra --alignment     where the energy of their matrices lies"
 )]
 pub(crate) struct Inspect {
     /// Models: folders, files, Hub ids, base+adapter; the first is the base of a comparison
@@ -318,6 +322,15 @@ pub(crate) struct Inspect {
     /// Show every tensor whose name contains TEXT (empty: all)
     #[arg(long, value_name = "TEXT")]
     pub(crate) tensors: Option<String>,
+    /// Singular values and stable ranks of the task vectors' matrices (one decomposition a matrix and model)
+    #[arg(long)]
+    pub(crate) spectra: bool,
+    /// Share of each task vector that lies in the leading space of the merged one, which is their sum (as slow)
+    #[arg(long)]
+    pub(crate) alignment: bool,
+    /// For --alignment: a merged model to be taken instead of the sum
+    #[arg(long, value_name = "MODEL", requires = "alignment")]
+    pub(crate) merged: Option<String>,
 }
 
 /// List the merge methods, or explain one.

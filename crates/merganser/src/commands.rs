@@ -1,9 +1,11 @@
 //! One file a command.
 
+pub(crate) mod apply;
 mod calibrate;
 mod demo;
 mod diagnose;
 pub(crate) mod evaluate;
+pub(crate) mod extract;
 mod inspect;
 mod manual;
 mod merge;
@@ -11,11 +13,17 @@ mod methods;
 mod plan;
 mod rebuild;
 mod seal;
+mod spectra;
+
+use std::path::Path;
 
 use merganser::Failure;
+use merganser::plan::Plan;
+use serde_json::json;
 
 use crate::cli::{Cli, Command};
-use crate::output::Output;
+use crate::output::{Output, human};
+use crate::progress::Progress;
 
 /// Runs the command that was asked for.
 pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
@@ -52,10 +60,18 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
             pool()?;
             evaluate::run(evaluate, arguments.global.memory, output)
         }
+        Command::Extract(extract) => {
+            pool()?;
+            extract::run(extract, arguments.global.memory, output)
+        }
+        Command::Apply(apply) => {
+            pool()?;
+            apply::run(apply, arguments.global.memory, output)
+        }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {
             pool()?;
-            inspect::run(inspect, output)
+            inspect::run(inspect, arguments.global.memory, output)
         }
         Command::Methods(methods) => methods::run(methods, output),
         Command::Rebuild(rebuild) => {
@@ -68,4 +84,40 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         }
         Command::Man { dir } => manual::pages(dir),
     }
+}
+
+/// Says what a command that carries out one plan has written; `verb` says what it did to the tensors.
+fn written(
+    verb: &str,
+    done: Result<Plan, Failure>,
+    progress: &Progress<'_>,
+    out: &Path,
+    output: &Output,
+) -> Result<(), Failure> {
+    let (bytes, seconds) = progress.finish();
+    let plan = done?;
+    for note in &plan.notes {
+        output.note(&format!("note: {note}"));
+    }
+    let tensors = plan.tensors().count();
+    if output.json {
+        Output::event(&json!({
+            "event": "finished",
+            "out": out.to_string_lossy(),
+            "method": plan.method.info().name,
+            "tensors": tensors,
+            "output_bytes": plan.output_bytes(),
+            "moved_bytes": bytes,
+            "seconds": seconds,
+            "plan": plan.digest,
+            "notes": plan.notes,
+        }));
+    } else {
+        output.note(&format!(
+            "{verb} {tensors} tensors ({}) into {} in {seconds:.1} s",
+            human(plan.output_bytes()),
+            out.display()
+        ));
+    }
+    Ok(())
 }

@@ -24,12 +24,14 @@ pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
 
+mod adapters;
 mod demo;
 mod merge_adapters;
 mod rebuild;
 mod stream;
 mod workflow;
 
+pub use adapters::{LoraOptions, apply, extract_lora, extract_task_vector};
 pub use demo::{Demo, demo};
 pub use merganser_run::{Event, Observer, Quiet, seal};
 pub use merge_adapters::{PlannedAdapter, asks_for_adapter, merge_adapters, plan_adapters};

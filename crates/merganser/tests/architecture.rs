@@ -50,6 +50,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "merganser-projection",
             "merganser-recipe",
             "merganser-report",
+            "merganser-spectral",
             "merganser-store",
         ],
     ),

@@ -64,6 +64,8 @@ pub struct CheckpointFile {
     pub header_digest: Hash,
     /// Time of the last change.
     pub modified: SystemTime,
+    /// What a safetensors header says besides tensors (`__metadata__`).
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl CheckpointFile {
@@ -171,6 +173,7 @@ impl Checkpoint {
         let bytes = source.read_vec(0, header::PREFIX_LEN + json_len)?;
         let header = header::parse(&bytes, size).map_err(refused)?;
         let file = self.add_file(source, blake3::hash(&bytes));
+        self.files[file].metadata = header.metadata;
         for tensor in header.tensors {
             let header::HeaderTensor {
                 name,
@@ -245,6 +248,7 @@ impl Checkpoint {
             size: source.size(),
             header_digest,
             modified: source.modified(),
+            metadata: BTreeMap::new(),
         });
         self.sources.push(source);
         self.files.len() - 1

@@ -8,13 +8,21 @@ use merganser::recipe::ModelRef;
 use merganser::run::Opener;
 use merganser::run::compare::{Comparison, Difference, Sums, compare};
 use merganser::run::describe::{Amount, Description, Stack, describe};
+use merganser::run::spectra::{MatrixSpectra, Wanted, spectra};
 use serde_json::{Value, json};
 
+use super::spectra::{MERGED, Spectra};
 use crate::cli::Inspect;
 use crate::output::{Output, human};
 use crate::table::table;
 
-pub(crate) fn run(arguments: &Inspect, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Inspect, memory: u64, output: &Output) -> Result<(), Failure> {
+    let wants_spectra = arguments.spectra || arguments.alignment;
+    if wants_spectra && arguments.models.len() < 2 {
+        return Err(Failure::Usage(
+            "--spectra and --alignment are about task vectors: name the base first, then its fine-tunes".into(),
+        ));
+    }
     let opener = Opener::new(None);
     let models: Vec<Model> = arguments
         .models
@@ -26,11 +34,21 @@ pub(crate) fn run(arguments: &Inspect, output: &Output) -> Result<(), Failure> {
         _ => Some(compare(&models)?),
     };
     let filter = arguments.tensors.as_deref();
+    let matrices = if wants_spectra {
+        decompose(arguments, &models, &opener, memory)?
+    } else {
+        Vec::new()
+    };
+    let decomposed = wants_spectra.then(|| named(arguments, &models, &matrices));
     if output.json {
-        Output::event(&json!({
+        let mut event = json!({
             "models": models.iter().map(|model| model_json(model, filter)).collect::<Vec<_>>(),
             "comparison": comparison.as_ref().map(|found| comparison_json(found, &models, filter)),
-        }));
+        });
+        if let Some(found) = &decomposed {
+            event["spectra"] = found.json(filter);
+        }
+        Output::event(&event);
         return Ok(());
     }
     let mut text = String::new();
@@ -45,8 +63,44 @@ pub(crate) fn run(arguments: &Inspect, output: &Output) -> Result<(), Failure> {
     if let Some(comparison) = &comparison {
         text.push_str(&comparison_text(comparison, &models, filter));
     }
+    if let Some(found) = &decomposed {
+        text.push_str(&found.text(filter));
+    }
     crate::output::result(text.trim_end());
     Ok(())
+}
+
+/// Decomposes the task vectors of all matrices.
+fn decompose(
+    arguments: &Inspect,
+    models: &[Model],
+    opener: &Opener,
+    memory: u64,
+) -> Result<Vec<MatrixSpectra>, Failure> {
+    let mut models = models.to_vec();
+    if let Some(merged) = &arguments.merged {
+        models.push(open(opener, merged)?);
+    }
+    let wanted = Wanted {
+        spectra: arguments.spectra,
+        alignment: arguments.alignment,
+        merged: arguments.merged.as_ref().map(|_| models.len() - 1),
+    };
+    Ok(spectra(&models, wanted, memory)?)
+}
+
+/// What was found, with names: task vectors go by their numbers, as in the comparison.
+fn named<'a>(arguments: &Inspect, models: &[Model], matrices: &'a [MatrixSpectra]) -> Spectra<'a> {
+    let mut labels: Vec<String> = (1..models.len()).map(|t| format!("[{t}]")).collect();
+    if arguments.merged.is_some() {
+        labels.push(MERGED.into());
+    }
+    let merged = arguments.merged.as_deref();
+    Spectra {
+        matrices,
+        labels,
+        merged: merged.unwrap_or("the sum of all task vectors").to_owned(),
+    }
 }
 
 fn open(opener: &Opener, text: &str) -> Result<Model, Failure> {

@@ -2,6 +2,7 @@
 //!
 //! One test binary for all of them, because linking takes longer than running.
 
+mod adapters;
 mod determinism;
 mod evaluate;
 mod faults;

@@ -270,6 +270,10 @@ fn the_help_of_every_command() {
         let help = program::run(here.path(), [name, "--help"]).done().stdout;
         assert_snapshot!(format!("help_{name}"), help);
     }
+    for name in ["lora", "task-vector"] {
+        let help = program::run(here.path(), ["extract", name, "--help"]);
+        assert_snapshot!(format!("help_extract_{name}"), help.done().stdout);
+    }
     assert_snapshot!("help", top);
 }
 

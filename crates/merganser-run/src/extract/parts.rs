@@ -1,0 +1,345 @@
+//! What of a fine-tune becomes what in an adapter, told from names and shapes alone.
+
+use std::collections::BTreeSet;
+
+use merganser_plan::{Found, Model, Role, is_rebuilt_buffer};
+use merganser_store::Dtype;
+use regex::Regex;
+
+use crate::RunError;
+
+/// How a tensor can be carried by an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// By two factors: the weight of a linear layer.
+    Matrix,
+    /// By the bias of the second factor, if its layer's matrix has factors; else whole.
+    Bias,
+    /// Whole: embeddings, norms, heads, convolutions, and what is no weight of a layer.
+    Whole,
+    /// Not at all: whole numbers.
+    Exact,
+}
+
+/// One tensor.
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
+    /// Its module (`model.layers.0.self_attn.q_proj`), empty for a parameter of the model itself.
+    pub(super) module: String,
+    /// Its name in the module (`weight`).
+    pub(super) parameter: String,
+    /// Its name in the fine-tune.
+    pub(super) fine: String,
+    /// Its name in the base; `None` if the base has no such tensor.
+    pub(super) base: Option<String>,
+    /// Its type in the fine-tune.
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) part: Part,
+    /// Whether it is stored as inputs × outputs.
+    pub(super) transposed: bool,
+}
+
+impl Piece {
+    /// Its name in the base's model.
+    pub(super) fn name(&self) -> String {
+        if self.module.is_empty() {
+            self.parameter.clone()
+        } else {
+            format!("{}.{}", self.module, self.parameter)
+        }
+    }
+
+    /// Rows and columns of a matrix.
+    pub(super) fn extents(&self) -> (usize, usize) {
+        let rows = self.shape.first().copied().unwrap_or(1);
+        (rows, self.shape.iter().skip(1).product())
+    }
+}
+
+/// Which modules are wanted, by regular expressions that are looked for in their paths: those in which one of `include` is
+/// found, or all if there is none, without those in which one of `exclude` is.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    include: Vec<Regex>,
+    exclude: Vec<Regex>,
+}
+
+impl Filter {
+    /// Reads the expressions.
+    ///
+    /// # Errors
+    /// The first that is none.
+    pub fn new(include: &[String], exclude: &[String]) -> Result<Self, RunError> {
+        let read = |list: &[String]| {
+            list.iter()
+                .map(|text| {
+                    Regex::new(text).map_err(|error| {
+                        RunError::Extract(format!("'{text}' is no regular expression: {error}"))
+                    })
+                })
+                .collect::<Result<_, _>>()
+        };
+        Ok(Self {
+            include: read(include)?,
+            exclude: read(exclude)?,
+        })
+    }
+
+    fn wants(&self, module: &str) -> bool {
+        let matches = |list: &[Regex]| list.iter().any(|regex| regex.is_match(module));
+        (self.include.is_empty() || matches(&self.include)) && !matches(&self.exclude)
+    }
+}
+
+/// The tensors of a fine-tune, sorted.
+pub(super) struct Parts {
+    /// What is wanted, by name.
+    pub(super) pieces: Vec<Piece>,
+    /// Paths of all modules of the base, and of their parents.
+    pub(super) modules: BTreeSet<String>,
+    /// Tensors that the filter leaves out.
+    pub(super) left_out: usize,
+    pub(super) notes: Vec<String>,
+}
+
+/// Families whose linear layers are GPT-2's Conv1D, which store inputs × outputs.
+const CONV1D_FAMILIES: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
+
+/// Names of these layers.
+const CONV1D: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+
+/// Words of a path that mark heads. PEFT keeps those of classifiers whole by itself.
+const HEADS: [&str; 8] = [
+    "lm_head",
+    "embed_out",
+    "output_layer",
+    "score",
+    "classifier",
+    "qa_outputs",
+    "cls",
+    "predictions",
+];
+
+/// Whether the model's linear layers are stored as inputs × outputs.
+pub(super) fn is_conv1d_family(model: &Model) -> bool {
+    model
+        .model_type()
+        .is_some_and(|kind| CONV1D_FAMILIES.contains(&kind))
+}
+
+/// Sorts the tensors of `fine` by what an adapter of `base` can do for them.
+///
+/// # Errors
+/// If one cannot be a fine-tune of the other.
+pub(super) fn sort(fine: &Model, base: &Model, filter: &Filter) -> Result<Parts, RunError> {
+    merganser_plan::task_vector::same_architecture(base, fine).map_err(RunError::Extract)?;
+    let mut parts = Parts {
+        pieces: Vec::new(),
+        modules: BTreeSet::new(),
+        left_out: 0,
+        notes: Vec::new(),
+    };
+    for name in base.names() {
+        let mut path = name;
+        while let Some((parent, _)) = path.rsplit_once('.') {
+            parts.modules.insert(parent.to_owned());
+            path = parent;
+        }
+    }
+    let conv1d = is_conv1d_family(base);
+    let mut matched = BTreeSet::new();
+    let mut fine_names: Vec<&str> = fine.names().collect();
+    fine_names.sort_unstable();
+    for in_fine in fine_names {
+        let found = match base.find(in_fine) {
+            None if is_rebuilt_buffer(in_fine) => continue,
+            Some(Found::Tied(_)) if fine.is_tied() => {
+                parts.notes.push(format!(
+                    "'{in_fine}' is left out: both models tie it to their embedding"
+                ));
+                continue;
+            }
+            // The base's embedding stands in for a head, which the adapter must bring along all the same.
+            Some(Found::Tied(_)) | None => None,
+            Some(found) => Some(found.name().to_owned()),
+        };
+        let name = found.as_deref().unwrap_or(in_fine);
+        matched.insert(name.to_owned());
+        let (module, parameter) = name.rsplit_once('.').unwrap_or(("", name));
+        if !filter.wants(module) {
+            parts.left_out += 1;
+            continue;
+        }
+        let Some((dtype, shape)) = fine.describe(in_fine) else {
+            continue;
+        };
+        if found.is_none() {
+            parts.notes.push(format!(
+                "'{in_fine}' is not in {}: it is saved whole",
+                base.label
+            ));
+        }
+        if let Some((other, wanted)) = found.as_deref().and_then(|name| base.describe(name)) {
+            if shape != wanted {
+                return Err(RunError::Extract(format!(
+                    "tensor '{name}' has shape {shape:?} in {} and {wanted:?} in {}: an adapter cannot change a shape; \
+                     give both models the same vocabulary and size first",
+                    fine.label, base.label
+                )));
+            }
+            if dtype.is_float() != other.is_float() {
+                return Err(RunError::Extract(format!(
+                    "tensor '{name}' is {dtype} in {} and {other} in {}: quantised or whole numbers have no difference",
+                    fine.label, base.label
+                )));
+            }
+        }
+        let part = part(
+            name,
+            module,
+            parameter,
+            shape,
+            dtype,
+            found.is_some(),
+            conv1d,
+        );
+        parts.pieces.push(Piece {
+            module: module.to_owned(),
+            parameter: parameter.to_owned(),
+            fine: in_fine.to_owned(),
+            base: found,
+            dtype,
+            shape: shape.to_vec(),
+            part,
+            transposed: conv1d,
+        });
+    }
+    let gone: Vec<&str> = base
+        .names()
+        .filter(|name| !matched.contains(*name) && fine.find(name).is_none())
+        .collect();
+    let (heads, missing): (Vec<&str>, Vec<&str>) = gone
+        .into_iter()
+        .filter(|name| !is_rebuilt_buffer(name))
+        .partition(|name| is_head(name) || Role::of(name) == Role::Post);
+    if !missing.is_empty() {
+        let more = match missing.len() {
+            n if n > 4 => format!(" and {} more", n - 4),
+            _ => String::new(),
+        };
+        return Err(RunError::Extract(format!(
+            "{} lacks tensors of {}: {}{more}; is it a fine-tune of that base?",
+            fine.label,
+            base.label,
+            missing[..missing.len().min(4)].join(", ")
+        )));
+    }
+    for head in heads {
+        parts.notes.push(format!(
+            "'{head}' is not in {}: the adapter leaves the base's as it is",
+            fine.label
+        ));
+    }
+    parts.pieces.sort_by_key(Piece::name);
+    Ok(parts)
+}
+
+fn part(
+    name: &str,
+    module: &str,
+    parameter: &str,
+    shape: &[usize],
+    dtype: Dtype,
+    in_base: bool,
+    conv1d: bool,
+) -> Part {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    if !dtype.is_float() {
+        return Part::Exact;
+    }
+    if !in_base || is_head(name) || is_embedding(last) {
+        return Part::Whole;
+    }
+    // PEFT has one setting for the whole adapter, so that other layers of such a family are not given factors.
+    let linear = !conv1d || CONV1D.contains(&last);
+    match (parameter, shape.len()) {
+        ("weight", 2) if linear && shape.iter().all(|&n| n > 0) => Part::Matrix,
+        ("bias", 1) if linear => Part::Bias,
+        _ => Part::Whole,
+    }
+}
+
+fn is_head(name: &str) -> bool {
+    name.split('.').any(|word| HEADS.contains(&word))
+}
+
+/// Whether the last word of a module's path is that of a table that is looked up.
+fn is_embedding(word: &str) -> bool {
+    word.contains("embed") || ["wte", "wpe", "shared", "relative_attention_bias"].contains(&word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_shapes_tell_the_part() {
+        let of = |name: &str, shape: &[usize], conv1d: bool| {
+            let (module, parameter) = name.rsplit_once('.').unwrap_or(("", name));
+            part(name, module, parameter, shape, Dtype::F32, true, conv1d)
+        };
+        for (name, shape, conv1d, expected) in [
+            (
+                "model.layers.0.self_attn.q_proj.weight",
+                &[4, 4][..],
+                false,
+                Part::Matrix,
+            ),
+            (
+                "model.layers.0.self_attn.q_proj.bias",
+                &[4],
+                false,
+                Part::Bias,
+            ),
+            (
+                "model.layers.0.input_layernorm.weight",
+                &[4],
+                false,
+                Part::Whole,
+            ),
+            ("model.embed_tokens.weight", &[9, 4], false, Part::Whole),
+            (
+                "bert.embeddings.word_embeddings.weight",
+                &[9, 4],
+                false,
+                Part::Whole,
+            ),
+            ("lm_head.weight", &[9, 4], false, Part::Whole),
+            ("classifier.out_proj.weight", &[3, 4], false, Part::Whole),
+            ("bert.pooler.dense.weight", &[4, 4], false, Part::Matrix),
+            (
+                "vit.embeddings.patch_embeddings.projection.weight",
+                &[4, 3, 2, 2],
+                false,
+                Part::Whole,
+            ),
+            (
+                "transformer.h.0.attn.c_attn.weight",
+                &[4, 12],
+                true,
+                Part::Matrix,
+            ),
+            ("transformer.h.0.other.weight", &[4, 12], true, Part::Whole),
+            ("transformer.wpe.weight", &[9, 4], true, Part::Whole),
+            (
+                "model.layers.0.mlp.experts.gate_up_proj",
+                &[2, 4, 4],
+                false,
+                Part::Whole,
+            ),
+        ] {
+            assert_eq!(of(name, shape, conv1d), expected, "{name}");
+        }
+    }
+}

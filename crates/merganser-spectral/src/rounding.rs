@@ -1,0 +1,128 @@
+//! How much of an update can be the rounding of the weights it was computed from.
+//!
+//! A stored weight is off by up to half a unit in the last place, evenly spread, so its error has the deviation
+//! s = ulp / √12. The spectral norm of a matrix of independent errors with deviations s_ij is about
+//! max_i (Σ_j s_ij²)^½ + max_j (Σ_i s_ij²)^½ and exceeds it by a few times max s_ij at most (Bandeira and van Handel, Annals
+//! of Probability 2016, arXiv 1408.6185). A direction of an update W − W₀ with a smaller singular value cannot be told from
+//! the rounding of W. If the weights are about equally large, min(m, n) such directions have a Frobenius norm of at most about
+//! twice that of the rounding itself, so that nothing is lost with them that W knew.
+
+/// A floating-point format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Precision {
+    /// Digits of the significand in binary, the hidden one included.
+    pub digits: i32,
+    /// Exponent of the smallest normal number.
+    pub least: i32,
+}
+
+impl Precision {
+    /// The distance from `x` to the next number of the format that is further from 0.
+    pub fn ulp(self, x: f32) -> f64 {
+        let bits = (x.abs().to_bits() >> 23) as i32;
+        let exponent = (bits - 127).max(self.least);
+        2.0_f64.powi(exponent - self.digits + 1)
+    }
+}
+
+/// The bound on the norm of the rounding errors of a matrix, taken row by row.
+#[derive(Debug, Clone)]
+pub struct Rounding {
+    precision: Precision,
+    /// Σ_i s_ij² so far.
+    columns: Vec<f64>,
+    /// max_i Σ_j s_ij² so far.
+    row: f64,
+    /// max s_ij² so far.
+    element: f64,
+}
+
+impl Rounding {
+    /// Of a matrix of `columns` columns stored in `precision`.
+    pub fn new(precision: Precision, columns: usize) -> Self {
+        Self {
+            precision,
+            columns: vec![0.0; columns],
+            row: 0.0,
+            element: 0.0,
+        }
+    }
+
+    /// Takes the next row.
+    pub fn take(&mut self, row: &[f32]) {
+        let mut sum = 0.0;
+        for (column, x) in self.columns.iter_mut().zip(row) {
+            let variance = self.precision.ulp(*x).powi(2) / 12.0;
+            *column += variance;
+            sum += variance;
+            self.element = self.element.max(variance);
+        }
+        self.row = self.row.max(sum);
+    }
+
+    /// The bound for the rows taken.
+    pub fn norm(&self) -> f64 {
+        let column = self.columns.iter().fold(0.0_f64, |max, x| max.max(*x));
+        self.row.sqrt() + column.sqrt() + 4.0 * self.element.sqrt()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use merganser_linalg::{Matrix, Svd};
+
+    use super::*;
+    use crate::testing::update;
+
+    const SINGLE: Precision = Precision {
+        digits: 24,
+        least: -126,
+    };
+    const BRAIN: Precision = Precision {
+        digits: 8,
+        least: -126,
+    };
+
+    #[test]
+    fn units_in_the_last_place() {
+        assert_eq!(SINGLE.ulp(1.0), f64::from(f32::EPSILON));
+        assert_eq!(SINGLE.ulp(-1.99), f64::from(f32::EPSILON));
+        assert_eq!(BRAIN.ulp(4.0), 4.0 / 128.0);
+        assert_eq!(SINGLE.ulp(0.0), f64::from(f32::from_bits(1)));
+        let half = Precision {
+            digits: 11,
+            least: -14,
+        };
+        assert_eq!(half.ulp(1e-7), 2.0_f64.powi(-24));
+    }
+
+    #[test]
+    fn rounding_stays_below_the_bound_and_close_to_it() {
+        for (seed, m, n) in [(1, 30, 40), (2, 120, 35), (3, 200, 200), (4, 1, 50)] {
+            // Rows of very different lengths, as weights have them.
+            let weights = update(seed, m, n);
+            let scaled = Matrix::from_fn(m, n, |i, j| {
+                weights.get(i, j) * (1.0 + (i % 7) as f64) / 10.0
+            });
+            let mut rounding = Rounding::new(BRAIN, n);
+            let error = Matrix::from_fn(m, n, |i, j| {
+                let x = scaled.get(i, j) as f32;
+                // To nearest, ties to even.
+                let bits = x.to_bits();
+                let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+                f64::from(f32::from_bits(rounded)) - f64::from(x)
+            });
+            for i in 0..m {
+                let row: Vec<f32> = scaled.row(i).iter().map(|x| *x as f32).collect();
+                rounding.take(&row);
+            }
+            let largest = Svd::of(&error).unwrap().values[0];
+            let bound = rounding.norm();
+            assert!(
+                largest <= bound && bound < 4.0 * largest,
+                "{largest} and {bound}"
+            );
+        }
+    }
+}
