@@ -63,6 +63,12 @@ const EXCLUDE: Parameter = Parameter::flag(
     "average the tensor instead; with filters, `exclude: [{filter: text_projection, value: true}]`",
 );
 
+const SPLIT: Parameter = Parameter::flag(
+    "split_fused_qkv",
+    false,
+    "merge the queries, keys and values of one matrix (`c_attn`, `qkv_proj`, `in_proj_weight`) as three",
+);
+
 const RANK_FRACTION: Parameter = Parameter::float(
     "rank_fraction",
     Scope::Shared,
@@ -261,7 +267,7 @@ static TSV_M: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE],
+    parameters: &[ALPHA, EXCLUDE, SPLIT],
 };
 
 static ISO_C: MethodInfo = MethodInfo {
@@ -272,7 +278,7 @@ static ISO_C: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE],
+    parameters: &[ALPHA, EXCLUDE, SPLIT],
 };
 
 static ISO_CTS: MethodInfo = MethodInfo {
@@ -286,6 +292,7 @@ static ISO_CTS: MethodInfo = MethodInfo {
     parameters: &[
         ALPHA,
         EXCLUDE,
+        SPLIT,
         Parameter::float(
             "common_fraction",
             Scope::Shared,
@@ -304,7 +311,7 @@ static KNOTS: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE, DENSITY],
+    parameters: &[ALPHA, EXCLUDE, SPLIT, DENSITY],
 };
 
 static CART: MethodInfo = MethodInfo {
@@ -315,7 +322,7 @@ static CART: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE, RANK_FRACTION, TASK_SCALE],
+    parameters: &[ALPHA, EXCLUDE, SPLIT, RANK_FRACTION, TASK_SCALE],
 };
 
 const WEIGHT: Parameter = Parameter::float(

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use merganser_methods::{MethodInfo, Settings, is_adapter_method, is_matrix_method};
 use merganser_recipe::{Body, Diagnostic, Document, Source};
 
-use crate::Options;
 use crate::adapters::other_targets;
 use crate::layout::Layout;
 use crate::model::{Inputs, Model};
 use crate::resolve::{Chosen, Scopes};
+use crate::roles::Role;
+use crate::{Action, Options, Output};
 
 /// The calibrated part of a plan.
 #[derive(Debug, Clone)]
@@ -215,6 +216,34 @@ pub(crate) fn check_targets(
         );
     }
     Ok(())
+}
+
+/// Whether a method of whole matrices merges the tensor; all others, and those outside of layers, are the prior's.
+pub fn is_matrix_of_layer(output: &Output) -> bool {
+    let excluded = |settings: &Settings| settings.flag("exclude");
+    output.shape.len() == 2
+        && matches!(output.action, Action::Merge { .. })
+        && matches!(Role::of(&output.name), Role::Layer { .. })
+        && !output.calibrated.as_ref().is_some_and(excluded)
+}
+
+/// Says which tensors a method of whole matrices leaves to the prior.
+pub(crate) fn rest(calibrated: &Calibrated, outputs: &[Output]) -> Option<String> {
+    let info = calibrated.info;
+    if !is_matrix_method(info.name) {
+        return None;
+    }
+    let merged = || {
+        outputs
+            .iter()
+            .filter(|o| matches!(o.action, Action::Merge { .. }))
+    };
+    let matrices = merged().filter(|output| is_matrix_of_layer(output)).count();
+    let others = merged().count() - matrices;
+    Some(format!(
+        "{} merges the {matrices} matrices of the layers; {others} other tensors are the prior's (the average unless the recipe names one)",
+        info.name
+    ))
 }
 
 /// The tasks of a document, with what was found where their samples are said to be.

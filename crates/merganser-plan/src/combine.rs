@@ -72,7 +72,10 @@ pub(crate) fn plan(
         calibrated::check_targets(document, calibration, models).map_err(|error| vec![error])?;
     }
     let mut outputs = extras::add(method, models, outputs, &mut maker.notes);
-    let notes = maker.notes.into_iter().collect();
+    let rest = calibration
+        .as_ref()
+        .and_then(|calibrated| calibrated::rest(calibrated, &outputs));
+    let notes = maker.notes.into_iter().chain(rest).collect();
     let seed = options
         .seed
         .or(document.seed.as_ref().map(|seed| seed.value))

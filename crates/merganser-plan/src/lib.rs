@@ -33,7 +33,7 @@ use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
 pub use adapters::{AdapterRecipe, other_targets, positions};
-pub use calibrated::{Calibrated, Calibration, Task};
+pub use calibrated::{Calibrated, Calibration, Task, is_matrix_of_layer};
 pub use config::{Config, ConfigError};
 pub use dtypes::{float_dtype, kernel_float};
 pub use extras::{Record, RecordedTensor};

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use merganser_linalg::{Matrix, Real};
 use merganser_methods::{Settings, is_adapter_method};
 use merganser_model::{Kind, Layout, Weights};
-use merganser_plan::{Action, Calibrated, Output, Plan, Role};
+use merganser_plan::{Calibrated, Output, Plan, is_matrix_of_layer};
 use merganser_projection::DataFree;
 use merganser_store::adapter::Delta;
 use rayon::prelude::*;
+use serde_json::Value;
 
 use super::host::encoded;
 use super::tensors::Tensors;
@@ -30,15 +31,7 @@ pub(super) fn claimed(plan: &Plan, calibrated: &Calibrated) -> BTreeSet<String> 
             .collect();
     }
     plan.tensors()
-        .filter(|output| {
-            output.shape.len() == 2
-                && matches!(output.action, Action::Merge { .. })
-                && matches!(Role::of(&output.name), Role::Layer { .. })
-                && !output
-                    .calibrated
-                    .as_ref()
-                    .is_some_and(|settings| settings.flag("exclude"))
-        })
+        .filter(|output| is_matrix_of_layer(output))
         .map(|output| output.name.clone())
         .collect()
 }
@@ -167,8 +160,10 @@ fn merged<T: Real>(
         update.add_scaled(-1.0, &base);
         updates.push(update);
     }
-    let mut merged = method
-        .update(&updates.iter().collect::<Vec<_>>())
+    let settings = output.calibrated.as_ref();
+    let split = settings.is_some_and(|settings| settings.flag("split_fused_qkv"));
+    let parts = split.then(|| fused(plan.config.as_deref(), &output.name, base.rows()));
+    let mut merged = by_parts(method, &updates, parts.flatten())
         .map_err(|problem| RunError::Calibration(format!("tensor '{}': {problem}", output.name)))?;
     merged.add_scaled(1.0, &base);
     let merged = turned(merged, layout);
@@ -177,6 +172,47 @@ fn merged<T: Real>(
         .iter()
         .map(|x| x.to_f64() as f32)
         .collect())
+}
+
+/// Merges stretches of rows as matrices of their own.
+fn by_parts<T: Real>(
+    method: &DataFree,
+    updates: &[Matrix<T>],
+    parts: Option<[usize; 3]>,
+) -> Result<Matrix<T>, merganser_projection::Error> {
+    let Some(parts) = parts else {
+        return method.update(&updates.iter().collect::<Vec<_>>());
+    };
+    let mut from = 0;
+    let mut merged = Vec::new();
+    for rows in parts {
+        let part = |update: &Matrix<T>| {
+            let columns = update.cols();
+            let numbers = update.as_slice()[from * columns..(from + rows) * columns].to_vec();
+            Matrix::new(rows, columns, numbers)
+        };
+        let part = updates.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        merged.push(method.update(&part.iter().collect::<Vec<_>>())?);
+        from += rows;
+    }
+    Ok(Matrix::stack_rows(&merged))
+}
+
+/// Names of matrices that hold queries, keys and values one below the other. GPT-NeoX's `query_key_value` holds them head by
+/// head and is none of them.
+const FUSED: [&str; 5] = ["c_attn", "qkv_proj", "in_proj_weight", "attn.qkv", "Wqkv"];
+
+/// How many outputs of such a matrix are queries, keys and values.
+fn fused(config: Option<&str>, name: &str, rows: usize) -> Option<[usize; 3]> {
+    FUSED.iter().find(|part| name.contains(*part))?;
+    let config: Value = serde_json::from_str(config.unwrap_or("{}")).unwrap_or_default();
+    let number = |keys: &[&str]| keys.iter().find_map(|key| config.get(key)?.as_u64());
+    let heads = number(&["num_attention_heads", "n_head", "num_heads"]).unwrap_or(1);
+    let shared = number(&["num_key_value_heads"]).unwrap_or(heads);
+    let (heads, shared) = (heads as usize, shared as usize);
+    let size = rows / (heads + 2 * shared).max(1);
+    let parts = [heads * size, shared * size, shared * size];
+    (size > 0 && parts.iter().sum::<usize>() == rows).then_some(parts)
 }
 
 /// How a matrix is stored, as far as the network is known: GPT-2 has inputs × outputs.
@@ -223,4 +259,25 @@ pub(super) fn values(weights: &dyn Weights, output: &Output) -> Result<Vec<f32>,
         .flatten_all()
         .and_then(|t| t.to_vec1())
         .map_err(|e| fail(e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fused;
+
+    #[test]
+    fn queries_keys_and_values_are_told_apart() {
+        let name = "model.layers.0.self_attn.qkv_proj.weight";
+        let grouped = r#"{"num_attention_heads": 4, "num_key_value_heads": 2}"#;
+        assert_eq!(fused(Some(grouped), name, 64), Some([32, 16, 16]));
+        let plain = r#"{"n_head": 12}"#;
+        assert_eq!(
+            fused(Some(plain), "h.0.attn.c_attn.weight", 36),
+            Some([12, 12, 12])
+        );
+        assert_eq!(fused(None, "attn.in_proj_weight", 9), Some([3, 3, 3]));
+        assert_eq!(fused(Some(grouped), name, 63), None);
+        assert_eq!(fused(None, "attention.query_key_value.weight", 9), None);
+        assert_eq!(fused(None, "self_attn.q_proj.weight", 9), None);
+    }
 }

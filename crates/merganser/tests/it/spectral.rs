@@ -102,3 +102,44 @@ fn excluded_tensors_are_averaged() {
     assert_eq!(excluded("w.weight"), mean);
     assert_ne!(excluded("other"), mean);
 }
+
+#[test]
+fn fused_matrices_may_be_merged_as_three() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    let number = |seed: usize, i: usize| ((i * 37 + seed * 101) % 89) as f32 / 44.0 - 1.0;
+    let stretch =
+        |seed, part: usize| -> Vec<f32> { (0..16).map(|i| number(seed, part * 16 + i)).collect() };
+    let config = json!({"n_head": 2, "model_type": "mine"});
+    for (seed, model) in ["base", "one", "two"].into_iter().enumerate() {
+        let parts: Vec<Vec<f32>> = (0..3).map(|part| stretch(seed, part)).collect();
+        let fused = (
+            "h.0.attn.qkv_proj.weight",
+            Dtype::F32,
+            vec![12, 4],
+            parts.concat(),
+        );
+        checkpoint::write(&dir.join("fused").join(model), &config, &[fused]);
+        let names: Vec<String> = (0..3).map(|i| format!("h.0.attn.{i}.weight")).collect();
+        let single: Vec<Entry<'_>> = names
+            .iter()
+            .zip(parts)
+            .map(|(name, part)| (name.as_str(), Dtype::F32, vec![4, 4], part))
+            .collect();
+        checkpoint::write(&dir.join("single").join(model), &config, &single);
+    }
+    let merged = |kind: &str, parameters: &str| -> Vec<f64> {
+        let recipe = format!(
+            "merge_method: iso_c\nbase_model: {kind}/base\nparameters: {parameters}\nmodels:\n  - model: {kind}/one\n  - model: {kind}/two\n"
+        );
+        fs::write(dir.join("recipe.yml"), recipe).expect("a recipe");
+        run(dir, ["merge", "recipe.yml", "out", "--overwrite"]).done();
+        let out = read_safetensors(&dir.join("out/model.safetensors"));
+        out.values()
+            .flat_map(|tensor| tensor.values.clone())
+            .collect()
+    };
+    let single = merged("single", "{}");
+    assert_eq!(merged("fused", "{split_fused_qkv: true}"), single);
+    assert_ne!(merged("fused", "{}"), single);
+}
