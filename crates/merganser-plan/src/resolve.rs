@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use merganser_methods::{
     BasePolicy, Kind, Method, MethodInfo, Parameter, Scope, Settings, Value,
-    calibrated as all_calibrated, descriptions, is_matrix_method,
+    calibrated as all_calibrated, descriptions, is_adapter_method, is_matrix_method,
 };
 use merganser_recipe::{Body, Diagnostic, Document, Parameters, Slice, Source, Spanned, nearest};
 
@@ -109,7 +109,14 @@ fn unknown_method(name: &Spanned<String>, as_prior: bool) -> Diagnostic {
     }
     if known && as_prior {
         return Diagnostic::error(format!("'{}' cannot be a prior", name.value))
-            .label(name.span, "it needs calibration data itself")
+            .label(
+                name.span,
+                if is_adapter_method(&name.value) {
+                    "it merges adapters"
+                } else {
+                    "it needs calibration data itself"
+                },
+            )
             .help("a prior is a data-free merge such as `linear`, `task_arithmetic` or `ties`");
     }
     let diagnostic = Diagnostic::error(format!("there is no merge method called '{}'", name.value))
