@@ -8,6 +8,21 @@ use crate::{Arity, BasePolicy, Fallback, Kind, MethodInfo, Parameter, Scope, Set
 
 const UNBOUNDED: (i64, i64) = (1, i64::MAX);
 
+/// A whole number of at least 1 that may be left out.
+const fn optional_count(name: &'static str, summary: &'static str) -> Parameter {
+    Parameter {
+        name,
+        scope: Scope::Shared,
+        kind: Kind::Int {
+            min: UNBOUNDED.0,
+            max: UNBOUNDED.1,
+        },
+        default: None,
+        required: false,
+        summary,
+    }
+}
+
 const TASK_WEIGHT: Parameter = Parameter::float(
     "task_weight",
     Scope::PerInput,
@@ -111,17 +126,10 @@ static PROJECTION: MethodInfo = MethodInfo {
             "full",
             "what the update is a combination of; `none` keeps the prior",
         ),
-        Parameter {
-            name: "rank",
-            scope: Scope::Shared,
-            kind: Kind::Int {
-                min: UNBOUNDED.0,
-                max: UNBOUNDED.1,
-            },
-            default: None,
-            required: false,
-            summary: "rank of `best-rank`, or of each task's `atoms` and `core`",
-        },
+        optional_count(
+            "rank",
+            "rank of `best-rank`, or of each task's `atoms` and `core`",
+        ),
         Parameter::choice(
             "constraint",
             &["free", "nonneg", "box", "simplex", "affine"],
@@ -382,17 +390,10 @@ static CORE_SPACE: MethodInfo = MethodInfo {
         ),
         RANK_FRACTION,
         TASK_SCALE,
-        Parameter {
-            name: "rank",
-            scope: Scope::Shared,
-            kind: Kind::Int {
-                min: UNBOUNDED.0,
-                max: UNBOUNDED.1,
-            },
-            default: None,
-            required: false,
-            summary: "rank that a merged adapter is cut down to; all of it is kept unless given",
-        },
+        optional_count(
+            "rank",
+            "rank that a merged adapter is cut down to; all of it is kept unless given",
+        ),
         RIDGE,
         RIDGE_SCALE,
         SEQUENTIAL,
@@ -429,17 +430,10 @@ static PEFT: MethodInfo = MethodInfo {
             "svd",
             "how the adapters are combined",
         ),
-        Parameter {
-            name: "svd_rank",
-            scope: Scope::Shared,
-            kind: Kind::Int {
-                min: UNBOUNDED.0,
-                max: UNBOUNDED.1,
-            },
-            default: None,
-            required: false,
-            summary: "rank of the `svd` forms; the largest one of the adapters unless given",
-        },
+        optional_count(
+            "svd_rank",
+            "rank of the `svd` forms; the largest one of the adapters unless given",
+        ),
         Parameter::float(
             "density",
             Scope::Shared,

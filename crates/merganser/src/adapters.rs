@@ -7,9 +7,10 @@ use merganser_plan::task_vector::{self, Format, Item};
 use merganser_plan::{Model, Plan};
 use merganser_recipe::ModelRef;
 use merganser_run::extract::{self, ExtractLora, Filter, LoraReport, Scale, Truncation};
-use merganser_run::{Merge, Observer, Opener, Provenance};
+use merganser_run::{Observer, Opener, Provenance};
 use merganser_store::Dtype;
 
+use crate::workflow::{carry_out, title};
 use crate::{Failure, MergeOptions};
 
 /// How to extract an adapter.
@@ -82,7 +83,13 @@ pub fn extract_task_vector(
         card: false,
         ..options.clone()
     };
-    carry_out(plan, recipe, out, &options, observer)
+    carry_out(
+        plan,
+        &provenance(recipe, out, &options),
+        out,
+        &options,
+        observer,
+    )
 }
 
 /// Adds adapters and task vectors, each written `ITEM[@WEIGHT]`, to the model `base` and writes the result into the folder
@@ -133,37 +140,22 @@ pub fn apply(
     };
     let plan = task_vector::apply(base_model, opened, format).map_err(Failure::Usage)?;
     let recipe = format!("# merganser apply {base} {}\n", items.join(" "));
-    carry_out(plan, recipe, out, options, observer)
+    carry_out(
+        plan,
+        &provenance(recipe, out, options),
+        out,
+        options,
+        observer,
+    )
 }
 
-fn carry_out(
-    plan: Plan,
-    recipe: String,
-    out: &Path,
-    options: &MergeOptions,
-    observer: &dyn Observer,
-) -> Result<Plan, Failure> {
-    let provenance = Provenance {
+fn provenance(recipe: String, out: &Path, options: &MergeOptions) -> Provenance {
+    Provenance {
         recipe,
-        title: out.file_name().map_or_else(
-            || "model".into(),
-            |name| name.to_string_lossy().into_owned(),
-        ),
+        title: title(None, out),
         card: options.card,
         hash_inputs: options.hash_inputs,
-    };
-    let job = Merge {
-        plan: &plan,
-        out,
-        overwrite: options.overwrite,
-        allow_nonfinite: options.allow_nonfinite,
-        no_sync: options.no_sync,
-        part: None,
-        memory: options.memory,
-        provenance: &provenance,
-    };
-    merganser_run::merge(&job, observer)?;
-    Ok(plan)
+    }
 }
 
 fn reference(text: &str) -> Result<ModelRef, Failure> {

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use merganser_plan::{Plan, Rebuild, Record};
 use merganser_recipe::{ModelRef, Span};
-use merganser_run::{Merge, Observer, Opener, Provenance};
+use merganser_run::{Observer, Opener, Provenance};
 
+use crate::workflow::carry_out;
 use crate::{Failure, MergeOptions};
 
 /// Rebuilds the model of `task` (its number, counted from 0, or its name in the recipe) from the folder `merged` into
@@ -71,18 +72,7 @@ pub fn rebuild(
         card: options.card,
         hash_inputs: options.hash_inputs,
     };
-    let job = Merge {
-        plan: &plan,
-        out,
-        overwrite: options.overwrite,
-        allow_nonfinite: options.allow_nonfinite,
-        no_sync: options.no_sync,
-        part: None,
-        memory: options.memory,
-        provenance: &provenance,
-    };
-    merganser_run::merge(&job, observer)?;
-    Ok(plan)
+    carry_out(plan, &provenance, out, options, observer)
 }
 
 fn open(opener: &Opener, reference: &ModelRef) -> Result<merganser_plan::Model, Failure> {

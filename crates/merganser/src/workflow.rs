@@ -319,17 +319,11 @@ pub fn merge_recipe(
             card: false,
             hash_inputs: false,
         };
-        let job = Merge {
-            plan: &plan,
-            out: state,
+        let options = MergeOptions {
             overwrite: true,
-            allow_nonfinite: options.allow_nonfinite,
-            no_sync: options.no_sync,
-            part: None,
-            memory: options.memory,
-            provenance: &provenance,
+            ..options.clone()
         };
-        merganser_run::merge(&job, observer)?;
+        carry_out(plan, &provenance, state, &options, observer)?;
     }
     if several && options.intermediate.is_none() {
         // Only a cache of ours: if it cannot be removed, the merge is still good.
@@ -401,6 +395,28 @@ pub fn diagnose_recipe(
         planned.report = Some(found);
     }
     Ok(planned)
+}
+
+/// Carries out a plan that is no recipe's own.
+pub(crate) fn carry_out(
+    plan: Plan,
+    provenance: &Provenance,
+    out: &Path,
+    options: &MergeOptions,
+    observer: &dyn Observer,
+) -> Result<Plan, Failure> {
+    let job = Merge {
+        plan: &plan,
+        out,
+        overwrite: options.overwrite,
+        allow_nonfinite: options.allow_nonfinite,
+        no_sync: options.no_sync,
+        part: None,
+        memory: options.memory,
+        provenance,
+    };
+    merganser_run::merge(&job, observer)?;
+    Ok(plan)
 }
 
 pub(crate) fn title(name: Option<&str>, out: &Path) -> String {

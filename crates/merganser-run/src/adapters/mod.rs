@@ -369,11 +369,14 @@ enum Kind {
     Saved,
 }
 
+/// Said of an adapter whose factors are meant for a matrix stored the other way round.
+pub(crate) const OTHER_LAYOUT: &str = "is made for inputs × outputs and others for outputs × inputs (`fan_in_fan_out`): they cannot be merged";
+
 /// What adapters do to one tensor, if it is the same; else which one does what instead.
 fn kind(changes: &[&[Delta]]) -> Result<Kind, (usize, String)> {
     let mut shape: Option<Vec<usize>> = None;
     let mut ranks = vec![0; changes.len()];
-    let mut low = None;
+    let (mut low, mut turned) = (None, None);
     for (i, deltas) in changes.iter().enumerate() {
         let Some(first) = deltas.first() else {
             continue;
@@ -397,7 +400,18 @@ fn kind(changes: &[&[Delta]]) -> Result<Kind, (usize, String)> {
             _ => shape = Some(own),
         }
         let is_low = match first {
-            Delta::LowRank { rank, scale, .. } => {
+            Delta::LowRank {
+                rank,
+                scale,
+                transposed,
+                ..
+            } => {
+                if turned
+                    .replace(*transposed)
+                    .is_some_and(|other| other != *transposed)
+                {
+                    return Err((i, OTHER_LAYOUT.into()));
+                }
                 if *scale == 0.0 {
                     return Err((
                         i,

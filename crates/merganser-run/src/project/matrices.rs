@@ -15,7 +15,7 @@ use super::host::encoded;
 use super::tensors::Tensors;
 use super::{Projection, rules};
 use crate::RunError;
-use crate::adapters::{Method, all, factors, low_rank, seed_of};
+use crate::adapters::{Method, OTHER_LAYOUT, all, factors, low_rank, seed_of};
 use crate::execute::Work;
 
 /// Matrices of more elements are held in f32.
@@ -94,7 +94,7 @@ fn by_factors(
         .base
         .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
     let base = values(&tensors.of_model(base), output)?;
-    let mut turned = false;
+    let mut turned = None;
     let tasks = &projection.calibrated.tasks;
     let found = tasks
         .iter()
@@ -104,8 +104,12 @@ fn by_factors(
             let Some((adapter, delta)) = model.adapter.as_ref().zip(delta) else {
                 return Ok(None);
             };
-            if let Delta::LowRank { transposed, .. } = delta {
-                turned = *transposed;
+            if let Delta::LowRank { transposed, .. } = delta
+                && turned
+                    .replace(*transposed)
+                    .is_some_and(|other| other != *transposed)
+            {
+                return Err(failed(&format!("{} {OTHER_LAYOUT}", model.label)));
             }
             let lora = factors(adapter.checkpoint(), delta)?;
             lora.map(Some)
@@ -126,7 +130,11 @@ fn by_factors(
         .merge(&adapters, &weights, seed_of(plan.seed, &output.name))
         .map_err(|problem| failed(&problem))?
         .update();
-    let update = if turned { update.transpose() } else { update };
+    let update = if turned == Some(true) {
+        update.transpose()
+    } else {
+        update
+    };
     if update.as_slice().len() != base.len() {
         return Err(failed(&format!(
             "the adapters change {} numbers, and the base has {}",

@@ -22,7 +22,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use merganser_methods::{Survey, is_adapter_method, looks_at_data};
 use merganser_model::{ModelError, Network};
-use merganser_plan::{Calibrated, Model, Plan};
+use merganser_plan::{Calibrated, Model, Plan, Role};
 use merganser_projection::MomentsFile;
 use merganser_projection::network::{
     self, Distillation, Feature, Place, Recorded, Rule, Settings, Stream, Teacher,
@@ -110,7 +110,8 @@ impl<'a> Projection<'a> {
     /// How the tensor is merged.
     fn rule(&self, tensor: &str) -> Rule {
         let rank = matrices::rank_of_factors(self.plan, self.calibrated, tensor);
-        if is_adapter_method(self.calibrated.info.name) && rank.is_none() {
+        let solved = rank.is_some() && matches!(Role::of(tensor), Role::Layer { .. });
+        if is_adapter_method(self.calibrated.info.name) && !solved {
             return Rule::Prior;
         }
         let output = self.plan.tensors().find(|output| output.name == tensor);

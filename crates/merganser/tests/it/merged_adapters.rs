@@ -372,6 +372,7 @@ fn adapters_that_do_not_belong_together_are_refused() {
     let dir = dir.path();
     changed(dir, "no-alpha", &[("lora_alpha", json!(0))]);
     changed(dir, "no-rank", &[("r", json!(0))]);
+    changed(dir, "turned", &[("fan_in_fan_out", json!(true))]);
     changed(dir, "dora", &[("use_dora", json!(true))]);
     let half = dir.join("half");
     changed(dir, "half", &[]);
@@ -432,6 +433,10 @@ fn adapters_that_do_not_belong_together_are_refused() {
         ),
         ("alpha 0", list("core_space", adapter, &own("no-alpha"))),
         ("rank 0", list("core_space", adapter, &own("no-rank"))),
+        (
+            "another layout",
+            list("core_space", adapter, &own("turned")),
+        ),
         ("DoRA", list("peft", adapter, &own("dora"))),
         (
             "a missing factor",
