@@ -14,6 +14,7 @@ mod plan;
 mod rebuild;
 mod seal;
 mod spectra;
+pub(crate) mod tune;
 
 use std::path::Path;
 
@@ -67,6 +68,10 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Apply(apply) => {
             pool()?;
             apply::run(apply, arguments.global.memory, output)
+        }
+        Command::Tune(tune) => {
+            pool()?;
+            tune::run(tune, arguments.global.memory, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {

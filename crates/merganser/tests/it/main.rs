@@ -15,3 +15,4 @@ mod project;
 mod spectral;
 mod startup;
 mod stream;
+mod tune;
