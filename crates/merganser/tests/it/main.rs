@@ -7,6 +7,7 @@ mod determinism;
 mod evaluate;
 mod faults;
 mod golden;
+mod magmax;
 mod merged_adapters;
 mod messages;
 mod models;
