@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of the workspace each crate may use.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("merganser-store", &[]),
     ("merganser-kernels", &[]),
     ("merganser-linalg", &[]),
@@ -33,6 +33,10 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "merganser-spectral",
             "merganser-store",
         ],
+    ),
+    (
+        "merganser-trust",
+        &["merganser-linalg", "merganser-model"],
     ),
     (
         "merganser-plan",
