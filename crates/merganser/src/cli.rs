@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Extract(crate::commands::extract::Extract),
     /// Add adapters and task vectors to a model
     Apply(crate::commands::apply::Apply),
+    /// Say which predictions no change of a given size can alter: heads, compressed networks, smallest edits
+    Certify(crate::commands::certify::Certify),
     /// Put the parts of a merge together
     Seal(Seal),
     /// Look into models: tensors, sizes, layers; several are compared with the first

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 mod calibrate;
+pub(crate) mod certify;
 mod demo;
 mod diagnose;
 pub(crate) mod evaluate;
@@ -67,6 +68,10 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Apply(apply) => {
             pool()?;
             apply::run(apply, arguments.global.memory, output)
+        }
+        Command::Certify(certify) => {
+            pool()?;
+            certify::run(certify, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {
