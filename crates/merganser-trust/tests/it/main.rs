@@ -3,4 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod minimal;
+mod sequence;
 mod support;
+mod vectors;
