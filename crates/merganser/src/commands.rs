@@ -1,6 +1,8 @@
 //! One file a command.
 
 pub(crate) mod apply;
+pub(crate) mod audit;
+pub(crate) mod bv;
 mod calibrate;
 pub(crate) mod certify;
 mod demo;
@@ -68,6 +70,14 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Apply(apply) => {
             pool()?;
             apply::run(apply, arguments.global.memory, output)
+        }
+        Command::Audit(audit) => {
+            pool()?;
+            audit::run(audit, output)
+        }
+        Command::Bv(bv) => {
+            pool()?;
+            bv::run(bv, arguments.global.memory, output)
         }
         Command::Certify(certify) => {
             pool()?;

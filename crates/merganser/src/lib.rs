@@ -26,6 +26,7 @@ pub use merganser_store as store;
 pub use merganser_trust as trust;
 
 mod adapters;
+pub mod audit;
 pub mod certify;
 mod demo;
 mod merge_adapters;
