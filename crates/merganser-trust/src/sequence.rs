@@ -173,8 +173,12 @@ fn robust(values: &[f64], t: usize, history: &[usize], floor: f64) -> f64 {
     (values[t].ln() - middle) / spread
 }
 
+/// 0 if there is nothing, and not −0, which is what an empty sum is.
 fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
+    if values.is_empty() {
+        return 0.0;
+    }
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 fn median(values: &mut [f64]) -> f64 {

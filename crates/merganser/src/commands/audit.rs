@@ -41,7 +41,7 @@ pub(crate) enum Relative {
 /// Score a sequence.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples, in the folder examples/models:\n  merganser audit sequence base dense sparse low-rank\n  merganser audit sequence base dense sparse low-rank --json\n\nTriage by weights alone, not proof: docs/audit.md says how often it is right. Exit code 3 if an update is flagged."
+    after_help = "Examples, in the folder examples/trust/sequence:\n  merganser audit sequence 0.safetensors 1.safetensors 2.safetensors 3.safetensors 4.safetensors 5.safetensors\n\nFiles or folders of models, the first before all updates, then the model after each of them, in their order.\nTriage by weights alone, not proof: docs/audit.md says how often it is right. Exit code 3 if an update is flagged."
 )]
 pub(crate) struct Sequence {
     /// The model before all updates

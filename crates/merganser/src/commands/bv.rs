@@ -85,7 +85,8 @@ pub(crate) struct Apply {
         conflicts_with = "project"
     )]
     pub(crate) lambda: f64,
-    /// Subtract as much as there is of it in the difference to --base, and nothing if that is negative
+    /// Subtract as much as there is of it in the difference to --base, and nothing if that is negative: cautious, and often
+    /// nothing
     #[arg(long, requires = "base")]
     pub(crate) project: bool,
     /// The base of the merge, for --project
@@ -253,6 +254,11 @@ fn apply(arguments: &Apply, memory: u64, output: &Output) -> Result<(), Failure>
     if let Some(lambda) = lambda {
         if output.json {
             Output::event(&json!({ "event": "subtracted", "lambda": lambda }));
+        } else if lambda == 0.0 {
+            output.note(
+                "note: nothing was subtracted: the merged model does not point along the mean backdoor vector at all, which \
+                 does not say that it has no backdoor; --lambda subtracts a given amount",
+            );
         } else {
             output.note(&format!(
                 "subtracted {lambda:.6} times the mean backdoor vector; measure accuracy and attack on the result"

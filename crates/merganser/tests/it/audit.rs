@@ -110,6 +110,30 @@ fn sequences_are_scored_and_flagged() {
 }
 
 #[test]
+fn the_example_is_flagged() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/trust/sequence");
+    let args = ["audit".to_owned(), "sequence".into()];
+    let models = (0..6).map(|t| format!("{t}.safetensors"));
+    let done = run(&examples, args.into_iter().chain(models));
+    assert_eq!(done.code, Some(3), "{}", done.stderr);
+    let flagged: Vec<&str> = done
+        .stdout
+        .lines()
+        .filter(|line| line.contains("flagged"))
+        .collect();
+    assert!(
+        matches!(&flagged[..], [line] if line.starts_with("5.safetensors")),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stderr.starts_with("flagged: 5.safetensors"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
 fn losses_count_and_models_must_fit() {
     let dir = TempDir::new().expect("a folder");
     models(dir.path(), "stp", "clean_t8");
