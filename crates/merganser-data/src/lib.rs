@@ -44,4 +44,5 @@ pub use labels::Labels;
 pub use load::{LoadOptions, Processor};
 pub use samples::{Chunk, Images, Inputs, Samples};
 pub use source::{Format, Source};
+pub use tensors::read_npy_real;
 pub use text::{DEFAULT_MAX_LENGTH, Sequence};

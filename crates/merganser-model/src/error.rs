@@ -72,6 +72,12 @@ pub enum ModelError {
         /// Its type.
         found: String,
     },
+    /// The layers of a multi-layer perceptron do not make a network.
+    #[error("{0}")]
+    Layers(String),
+    /// A weight is NaN or infinite.
+    #[error("`{0}` holds NaN or infinity; a network needs finite weights")]
+    NotFinite(String),
     /// A weight could not be read from where it lies.
     #[error(transparent)]
     Source(Box<dyn std::error::Error + Send + Sync>),

@@ -32,6 +32,8 @@
 //! # }
 //! ```
 //!
+//! [`Mlp`] is apart from all this: a plain multi-layer perceptron in f64 that keeps every activation and gradient.
+//!
 //! Supported `model_type`s: bert (with it MiniLM), roberta, xlm-roberta, camembert, distilbert; vit, deit; clip with both towers;
 //! llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3, gpt2; t5. Anything else is refused by name.
 
@@ -44,8 +46,10 @@ mod error;
 mod families;
 mod fused;
 mod head;
+pub mod mlp;
 mod network;
 mod op;
+mod pointwise;
 mod run;
 mod state;
 mod walk;
@@ -53,11 +57,13 @@ mod weights;
 
 pub use batch::{Batch, Tokens};
 pub use error::{ModelError, Result};
+pub use mlp::Mlp;
 pub use network::{Inputs, Modality, Network, Outputs, Stage, StageKind};
 pub use op::{
     Activation, Additive, Attention, Distances, Embedding, Kind, Layout, Linear, Norm, NormKind,
     Op, Place, Reg, Rotary, RotaryTable, Select, Space, Tap, TapKind,
 };
+pub use pointwise::Pointwise;
 pub use state::State;
 pub use walk::{Observer, walk};
 pub use weights::{CheckpointWeights, StageWeights, Weights, shapes};

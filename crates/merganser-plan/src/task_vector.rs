@@ -101,7 +101,7 @@ pub fn difference(fine: Model, base: Model, format: Format) -> Result<Plan, Stri
 
 /// What is added to a base, and how much of it.
 pub struct Item {
-    /// A task vector, or the base with an adapter on it.
+    /// A task vector; or the base with an adapter on it, or another fine-tune of it, of which the difference counts.
     pub model: Model,
     /// w_t.
     pub weight: f64,
@@ -210,7 +210,7 @@ fn one(
         // An adapter leaves most tensors as they are; a head tied in the base is where the base's embedding is.
         let found = model.find(name).or_else(|| model.find(in_base));
         let Some(found) = found else { continue };
-        if whole && model.deltas(found.name()).is_empty() {
+        if whole && model.adapter.is_some() && model.deltas(found.name()).is_empty() {
             continue;
         }
         let (other, found_shape) = described(model, found.name())?;

@@ -268,7 +268,7 @@ impl Row {
 }
 
 /// Names of all tensors: the base's, and those of the others that are none of the base's under another name.
-fn names(models: &[Model]) -> BTreeSet<String> {
+pub(crate) fn names(models: &[Model]) -> BTreeSet<String> {
     let Some((base, others)) = models.split_first() else {
         return BTreeSet::new();
     };
@@ -281,7 +281,7 @@ fn names(models: &[Model]) -> BTreeSet<String> {
     names
 }
 
-fn row(models: &[Model], name: &str) -> Result<Row, String> {
+pub(crate) fn row(models: &[Model], name: &str) -> Result<Row, String> {
     let found: Vec<Option<Found>> = models.iter().map(|model| model.find(name)).collect();
     let lacking: Vec<&str> = models
         .iter()

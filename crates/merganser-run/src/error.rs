@@ -81,6 +81,9 @@ pub enum RunError {
     /// An adapter cannot be extracted from these models.
     #[error("{0}")]
     Extract(String),
+    /// Models cannot be compared.
+    #[error("{0}")]
+    Compared(String),
     /// The budget is too small.
     #[error("--memory {budget} is too small: one thread needs {needed} for tensor '{tensor}'")]
     Memory {
@@ -147,6 +150,7 @@ impl RunError {
                 | Self::Network { .. }
                 | Self::Calibration(_)
                 | Self::Extract(_)
+                | Self::Compared(_)
         )
     }
 

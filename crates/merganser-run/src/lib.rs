@@ -11,6 +11,7 @@ mod adapters;
 mod calibration;
 pub mod compare;
 pub mod describe;
+pub mod differences;
 mod error;
 mod execute;
 pub mod extract;

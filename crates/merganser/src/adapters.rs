@@ -149,7 +149,7 @@ pub fn apply(
     )
 }
 
-fn provenance(recipe: String, out: &Path, options: &MergeOptions) -> Provenance {
+pub(crate) fn provenance(recipe: String, out: &Path, options: &MergeOptions) -> Provenance {
     Provenance {
         recipe,
         title: title(None, out),
@@ -163,7 +163,7 @@ fn reference(text: &str) -> Result<ModelRef, Failure> {
         .map_err(|error| Failure::Usage(format!("'{text}' names no model: {error}")))
 }
 
-fn model(opener: &Opener, text: &str) -> Result<Model, Failure> {
+pub(crate) fn model(opener: &Opener, text: &str) -> Result<Model, Failure> {
     let reference = reference(text)?;
     opener
         .model(&reference)

@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     arg_required_else_help = true
 )]
 #[command(
-    after_help = "Examples:\n  merganser merge recipe.yml out/            merge a mergekit recipe\n  merganser plan recipe.yml                  what it would read and write\n  merganser inspect base/ fine-tune/         compare two models\n  merganser methods ties                     what a method does, with its formula\n\nExit codes: 0 done, 1 failed, 2 bad input."
+    after_help = "Examples:\n  merganser merge recipe.yml out/            merge a mergekit recipe\n  merganser plan recipe.yml                  what it would read and write\n  merganser inspect base/ fine-tune/         compare two models\n  merganser methods ties                     what a method does, with its formula\n\nExit codes: 0 done, 1 failed, 2 bad input, 3 flagged by an audit."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -76,6 +76,12 @@ pub(crate) enum Command {
     Extract(crate::commands::extract::Extract),
     /// Add adapters and task vectors to a model
     Apply(crate::commands::apply::Apply),
+    /// Look for what stands out: an update of a sequence, a contributor of a merge
+    Audit(crate::commands::audit::Audit),
+    /// Compare backdoor vectors, and subtract injected ones from a merged model
+    Bv(crate::commands::bv::Bv),
+    /// Say which predictions no change of a given size can alter: heads, compressed networks, smallest edits
+    Certify(crate::commands::certify::Certify),
     /// Put the parts of a merge together
     Seal(Seal),
     /// Look into models: tensors, sizes, layers; several are compared with the first

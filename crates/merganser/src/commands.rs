@@ -1,7 +1,10 @@
 //! One file a command.
 
 pub(crate) mod apply;
+pub(crate) mod audit;
+pub(crate) mod bv;
 mod calibrate;
+pub(crate) mod certify;
 mod demo;
 mod diagnose;
 pub(crate) mod evaluate;
@@ -72,6 +75,18 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Tune(tune) => {
             pool()?;
             tune::run(tune, arguments.global.memory, output)
+        }
+        Command::Audit(audit) => {
+            pool()?;
+            audit::run(audit, output)
+        }
+        Command::Bv(bv) => {
+            pool()?;
+            bv::run(bv, arguments.global.memory, output)
+        }
+        Command::Certify(certify) => {
+            pool()?;
+            certify::run(certify, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {

@@ -23,8 +23,11 @@ pub use merganser_recipe as recipe;
 pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
+pub use merganser_trust as trust;
 
 mod adapters;
+pub mod audit;
+pub mod certify;
 mod demo;
 mod merge_adapters;
 mod rebuild;

@@ -1,4 +1,5 @@
-//! The `merganser` program: arguments in, one command out, and the exit code: 0 done, 1 failed, 2 bad input.
+//! The `merganser` program: arguments in, one command out, and the exit code: 0 done, 1 failed, 2 bad input, 3 flagged
+//! by an audit.
 
 // Errors say everything a user needs, and are made once.
 #![allow(clippy::result_large_err)]
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
                 Failure::Run(error) if error.is_bad_input() => 2,
                 Failure::Run(_) => 1,
                 Failure::Recipe(_) | Failure::Usage(_) => 2,
+                Failure::Flagged(_) => 3,
             })
         }
     }

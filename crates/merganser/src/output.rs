@@ -63,6 +63,14 @@ impl Output {
 
     /// The reason for a bad exit code.
     pub(crate) fn failure(&self, failure: &Failure) {
+        if let Failure::Flagged(message) = failure {
+            if self.json {
+                Self::event(&serde_json::json!({ "event": "flagged", "message": message }));
+            } else {
+                let _ = writeln!(std::io::stderr().lock(), "flagged: {message}");
+            }
+            return;
+        }
         if self.json {
             let errors: Vec<serde_json::Value> = match failure {
                 Failure::Recipe(diagnostics) => diagnostics

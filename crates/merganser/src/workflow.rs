@@ -68,6 +68,8 @@ pub enum Failure {
     Run(RunError),
     /// The request cannot be met; nothing was written.
     Usage(String),
+    /// An audit was carried out and found something; what it wrote is complete.
+    Flagged(String),
 }
 
 impl std::fmt::Display for Failure {
@@ -75,7 +77,7 @@ impl std::fmt::Display for Failure {
         match self {
             Self::Recipe(diagnostics) => f.write_str(diagnostics.render(false).trim_end()),
             Self::Run(error) => error.fmt(f),
-            Self::Usage(text) => f.write_str(text),
+            Self::Usage(text) | Self::Flagged(text) => f.write_str(text),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of the workspace each crate may use.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("merganser-store", &[]),
     ("merganser-kernels", &[]),
     ("merganser-linalg", &[]),
@@ -34,6 +34,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "merganser-store",
         ],
     ),
+    ("merganser-trust", &["merganser-linalg", "merganser-model"]),
     (
         "merganser-plan",
         &["merganser-methods", "merganser-recipe", "merganser-store"],
@@ -60,12 +61,15 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "merganser-data",
             "merganser-eval",
             "merganser-kernels",
+            "merganser-linalg",
             "merganser-methods",
+            "merganser-model",
             "merganser-plan",
             "merganser-recipe",
             "merganser-report",
             "merganser-run",
             "merganser-store",
+            "merganser-trust",
         ],
     ),
     ("merganser-testkit", &[]),

@@ -3,6 +3,8 @@
 //! One test binary for all of them, because linking takes longer than running.
 
 mod adapters;
+mod audit;
+mod certify;
 mod determinism;
 mod evaluate;
 mod faults;

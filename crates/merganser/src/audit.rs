@@ -1,0 +1,223 @@
+//! Audits of fine-tunes by their weights: sequences of updates, contributors of a merge against injected backdoors, and the
+//! subtraction of backdoor vectors.
+
+use std::path::Path;
+
+use merganser_plan::task_vector::{self, Format, Item};
+use merganser_plan::{Model, Plan};
+use merganser_run::differences::{Differences, differences};
+use merganser_run::{Observer, Opener};
+use merganser_store::Dtype;
+use merganser_trust::vectors::against_mean;
+
+use crate::adapters::{model, provenance};
+use crate::workflow::{carry_out, plan_recipe};
+use crate::{Failure, MergeOptions};
+
+/// A fine-tune with an injected backdoor and the clean one of the same task and base.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Injected {
+    /// The one with the backdoor.
+    pub backdoored: String,
+    /// The clean one.
+    pub clean: String,
+}
+
+impl std::str::FromStr for Injected {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some((backdoored, clean)) if !backdoored.is_empty() && !clean.is_empty() => Ok(Self {
+                backdoored: backdoored.to_owned(),
+                clean: clean.to_owned(),
+            }),
+            _ => Err(format!(
+                "'{text}' is no pair; write BACKDOORED:CLEAN, two models"
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Injected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.backdoored, self.clean)
+    }
+}
+
+/// Products of the updates of a sequence of models, `models[0]` the first: each against the one before it, or all against
+/// the first.
+///
+/// # Errors
+/// See [`Failure`].
+pub fn updates(models: &[String], from_first: bool) -> Result<Differences, Failure> {
+    let opened = open(models.iter().map(String::as_str))?;
+    let pairs: Vec<(usize, usize)> = (1..opened.len())
+        .map(|t| (t, if from_first { 0 } else { t - 1 }))
+        .collect();
+    Ok(differences(&opened, &pairs)?)
+}
+
+/// Products of backdoor vectors, and behind them, with `base`, of the clean models' task vectors.
+///
+/// # Errors
+/// See [`Failure`].
+pub fn backdoor_vectors(pairs: &[Injected], base: Option<&str>) -> Result<Differences, Failure> {
+    let mut opened = open(names(pairs).chain(base))?;
+    let mut wanted = vectors(pairs.len());
+    if base.is_some() {
+        let last = opened.len() - 1;
+        wanted.extend((0..pairs.len()).map(|i| (2 * i + 1, last)));
+    }
+    let found = differences(&opened, &wanted)?;
+    opened.clear();
+    Ok(found)
+}
+
+/// The contributors of a merge beside backdoor vectors.
+#[derive(Debug)]
+pub struct Contributors {
+    /// What the recipe calls them.
+    pub labels: Vec<String>,
+    /// Products of their task vectors, and behind them those of the backdoor vectors.
+    pub differences: Differences,
+}
+
+/// Products of the task vectors of a recipe's models and of injected backdoor vectors.
+///
+/// # Errors
+/// If the recipe cannot be planned, has several documents or no base model; see [`Failure`].
+pub fn contributors(
+    recipe: &Path,
+    text: &str,
+    injected: &[Injected],
+    options: &MergeOptions,
+) -> Result<Contributors, Failure> {
+    let mut planned = plan_recipe(recipe, text, options)?;
+    let (Some(planned), true) = (planned.pop(), planned.is_empty()) else {
+        return Err(Failure::Usage(
+            "the recipe has several merges; audit one at a time, each from a recipe of its own"
+                .into(),
+        ));
+    };
+    let Some(base) = planned.plan.base else {
+        return Err(Failure::Usage(
+            "the recipe names no base_model, so that its models have no task vectors to compare"
+                .into(),
+        ));
+    };
+    let mut models = planned.plan.models;
+    let own: Vec<usize> = (0..models.len()).filter(|&i| i != base).collect();
+    let labels = own.iter().map(|&i| models[i].label.clone()).collect();
+    let mut wanted: Vec<(usize, usize)> = own.iter().map(|&i| (i, base)).collect();
+    let first = models.len();
+    models.extend(open(names(injected))?);
+    let shifted = vectors(injected.len()).into_iter();
+    wanted.extend(shifted.map(|(a, b)| (a + first, b + first)));
+    Ok(Contributors {
+        labels,
+        differences: differences(&models, &wanted)?,
+    })
+}
+
+/// How much of the mean backdoor vector is subtracted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Amount {
+    /// This much.
+    Given(f64),
+    /// As much as there is of it in the difference to this base model; never less than 0.
+    Projected(String),
+}
+
+/// Writes the model `merged` without λ times the mean of backdoor vectors into the folder `out`, on the current rayon pool.
+/// Returns the plan that was carried out, and λ.
+///
+/// # Errors
+/// See [`Failure`]; `out` is then as it was before.
+pub fn subtract(
+    merged: &str,
+    injected: &[Injected],
+    amount: &Amount,
+    out: &Path,
+    dtype: Option<Dtype>,
+    options: &MergeOptions,
+    observer: &dyn Observer,
+) -> Result<(Plan, f64), Failure> {
+    let count = injected.len();
+    let base = match amount {
+        Amount::Projected(base) => Some(base.as_str()),
+        Amount::Given(_) => None,
+    };
+    let mut opened = open(names(injected).chain([merged]).chain(base))?;
+    let mut wanted = vectors(count);
+    if base.is_some() {
+        wanted.push((2 * count, 2 * count + 1));
+    }
+    let found = differences(&opened, &wanted)?;
+    let all: Vec<usize> = (0..count).collect();
+    // Without a base only that the mean is not 0.
+    let looked_at = wanted.len() - 1;
+    let mean = against_mean(&found.total.dots, wanted.len(), looked_at, &all)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let lambda = match amount {
+        Amount::Given(lambda) => *lambda,
+        Amount::Projected(_) => mean.coefficient.max(0.0),
+    };
+    opened.truncate(2 * count + 1);
+    let Some(whole) = opened.pop() else {
+        return Err(Failure::Usage("no model was named".into()));
+    };
+    if let Some(part) = opened
+        .iter()
+        .chain([&whole])
+        .find(|model| task_vector::is_task_vector(model))
+    {
+        return Err(Failure::Usage(format!(
+            "{} is a task vector; name the models themselves",
+            part.label
+        )));
+    }
+    // θ − (λ/n) Σ (b_i − c_i) = θ − (λ/n) Σ (b_i − θ) + (λ/n) Σ (c_i − θ)
+    let share = lambda / count as f64;
+    let items = opened
+        .into_iter()
+        .enumerate()
+        .map(|(i, model)| Item {
+            model,
+            weight: if i % 2 == 0 { -share } else { share },
+        })
+        .collect();
+    let format = Format {
+        dtype,
+        shard_size: options.plan.shard_size,
+    };
+    let plan = task_vector::apply(whole, items, format).map_err(Failure::Usage)?;
+    let list: Vec<String> = injected.iter().map(Injected::to_string).collect();
+    let recipe = format!(
+        "# merganser bv apply {merged} --injected {} --lambda {lambda}\n",
+        list.join(" --injected ")
+    );
+    let plan = carry_out(
+        plan,
+        &provenance(recipe, out, options),
+        out,
+        options,
+        observer,
+    )?;
+    Ok((plan, lambda))
+}
+
+fn names(pairs: &[Injected]) -> impl Iterator<Item = &str> {
+    pairs
+        .iter()
+        .flat_map(|pair| [pair.backdoored.as_str(), pair.clean.as_str()])
+}
+
+fn vectors(count: usize) -> Vec<(usize, usize)> {
+    (0..count).map(|i| (2 * i, 2 * i + 1)).collect()
+}
+
+fn open<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Model>, Failure> {
+    let opener = Opener::new(None);
+    names.map(|name| model(&opener, name)).collect()
+}

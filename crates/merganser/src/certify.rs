@@ -1,0 +1,353 @@
+//! What certificates are about, out of files: heads, small networks, samples of features; and the edited layer back.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use merganser_kernels::convert::{Float, encode};
+use merganser_linalg::Matrix;
+use merganser_model::mlp::{Dense, read_real};
+use merganser_model::{Mlp, Pointwise};
+use merganser_store::Dtype;
+use merganser_store::checkpoint::Checkpoint;
+use merganser_store::fingerprint::hash_file;
+use merganser_store::header::{TensorSpec, compose};
+use merganser_trust::head::Head;
+
+use crate::Failure;
+
+/// Pairs of names a linear head is stored under, in the order they are looked for.
+const NAMES: [(&str, &str); 6] = [
+    ("classifier.weight", "classifier.bias"),
+    ("weight", "bias"),
+    ("score.weight", "score.bias"),
+    ("head.weight", "head.bias"),
+    ("fc.weight", "fc.bias"),
+    ("lm_head.weight", "lm_head.bias"),
+];
+
+/// A head as it lies in a file.
+#[derive(Debug, Clone)]
+pub struct StoredHead {
+    /// W and b.
+    pub head: Head,
+    /// Name and type of the weight.
+    pub weight: (String, Dtype),
+    /// Name and type of the bias.
+    pub bias: Option<(String, Dtype)>,
+}
+
+impl StoredHead {
+    /// Reads a head: the tensors called `weight` and `bias`, or those of a usual pair of names.
+    ///
+    /// # Errors
+    /// If the file cannot be read, has no such tensors, or they are no head.
+    pub fn read(path: &Path, weight: Option<&str>, bias: Option<&str>) -> Result<Self, Failure> {
+        let checkpoint = open(path)?;
+        let has = |name: &str| checkpoint.tensors().contains_key(name);
+        let (weight, bias) = match (weight, bias) {
+            (Some(weight), Some(bias)) => (weight.to_owned(), Some(bias.to_owned())),
+            (Some(weight), None) => {
+                let stem = weight.strip_suffix("weight");
+                let bias = stem.map(|stem| format!("{stem}bias"));
+                (weight.to_owned(), bias.filter(|bias| has(bias)))
+            }
+            (None, bias) => {
+                let pair = NAMES.into_iter().find(|(weight, _)| has(weight));
+                let Some((weight, usual)) = pair else {
+                    return Err(Failure::Usage(format!(
+                        "`{}` holds no head under a usual name ({}); name its tensors with --weight and --bias; it has {}",
+                        path.display(),
+                        NAMES.map(|(weight, _)| weight).join(", "),
+                        shown(&checkpoint)
+                    )));
+                };
+                let bias = bias.or(has(usual).then_some(usual));
+                (weight.to_owned(), bias.map(str::to_owned))
+            }
+        };
+        let (shape, dtype, values) = tensor(&checkpoint, &weight)?;
+        let [rows, cols] = shape[..] else {
+            return Err(Failure::Usage(format!(
+                "tensor `{weight}` of `{}` has shape {shape:?}; the weight of a head is a matrix, classes × features",
+                path.display()
+            )));
+        };
+        let matrix =
+            Matrix::new(rows, cols, values).map_err(|error| Failure::Usage(error.to_string()))?;
+        let bias = bias
+            .map(|name| tensor(&checkpoint, &name).map(|(_, dtype, values)| (name, dtype, values)))
+            .transpose()?;
+        let (stored, values) = match bias {
+            Some((name, dtype, values)) => (Some((name, dtype)), Some(values)),
+            None => (None, None),
+        };
+        let head = Head::new(matrix, values)
+            .map_err(|error| Failure::Usage(format!("`{}`: {error}", path.display())))?;
+        Ok(Self {
+            head,
+            weight: (weight, dtype),
+            bias: stored,
+        })
+    }
+
+    /// The head as a network of one layer, for certificates of its compressed twin.
+    ///
+    /// # Errors
+    /// If it cannot be one.
+    pub fn network(&self) -> Result<Mlp, Failure> {
+        let weight = self.head.weight();
+        let layer = Dense {
+            name: self.weight.0.clone(),
+            inputs: weight.cols(),
+            outputs: weight.rows(),
+            weight: weight.as_slice().to_vec(),
+            bias: self.head.bias().map(<[f64]>::to_vec),
+        };
+        Mlp::new(vec![layer], vec![Pointwise::Identity])
+            .map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// This head with its numbers rounded to the types they are stored in.
+    ///
+    /// # Errors
+    /// If a number does not fit its type.
+    pub fn rounded(&self) -> Result<Self, Failure> {
+        let weight = self.head.weight();
+        let values = through(self.weight.1, weight.as_slice())?;
+        let matrix = Matrix::new(weight.rows(), weight.cols(), values)
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        let bias = match (&self.bias, self.head.bias()) {
+            (Some((_, dtype)), Some(bias)) => Some(through(*dtype, bias)?),
+            (_, bias) => bias.map(<[f64]>::to_vec),
+        };
+        let head =
+            Head::new(matrix, bias).map_err(|error| Failure::Usage(format!("rounded: {error}")))?;
+        Ok(Self {
+            head,
+            ..self.clone()
+        })
+    }
+
+    /// Writes the head's tensors, under their names and in their types, into a new file.
+    ///
+    /// # Errors
+    /// If the file is there and `overwrite` is not set, or it cannot be written; no half of a file is left.
+    pub fn write(&self, path: &Path, overwrite: bool) -> Result<(), Failure> {
+        if path.exists() && !overwrite {
+            return Err(Failure::Usage(format!(
+                "`{}` is there already; choose another name, or add --overwrite to replace it",
+                path.display()
+            )));
+        }
+        let weight = self.head.weight();
+        let mut specs = vec![TensorSpec {
+            name: self.weight.0.clone(),
+            dtype: self.weight.1,
+            shape: vec![weight.rows(), weight.cols()],
+        }];
+        let mut data = encoded(self.weight.1, weight.as_slice())?;
+        if let (Some((name, dtype)), Some(bias)) = (&self.bias, self.head.bias()) {
+            specs.push(TensorSpec {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: vec![bias.len()],
+            });
+            data.extend(encoded(*dtype, bias)?);
+        }
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let layout =
+            compose(&metadata, &specs).map_err(|error| Failure::Usage(error.to_string()))?;
+        let failed = |cause: std::io::Error| {
+            Failure::Usage(format!("cannot write `{}`: {cause}", path.display()))
+        };
+        let name = path
+            .file_name()
+            .ok_or_else(|| Failure::Usage(format!("`{}` names no file", path.display())))?;
+        let partial = path.with_file_name(format!(
+            ".{}.partial-{}",
+            name.to_string_lossy(),
+            std::process::id()
+        ));
+        let write = || {
+            let mut file = fs::File::create_new(&partial)?;
+            file.write_all(&layout.header)?;
+            file.write_all(&data)?;
+            file.sync_all()?;
+            fs::rename(&partial, path)
+        };
+        write().map_err(|cause| {
+            let _ = fs::remove_file(&partial);
+            failed(cause)
+        })
+    }
+}
+
+/// Samples, one a row.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// Samples × width.
+    pub values: Matrix,
+    /// The tensor they were read from, if the file has names.
+    pub name: Option<String>,
+}
+
+impl Features {
+    /// Reads samples from a NumPy file, or the tensor called `name` (or the only matrix) of a safetensors file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, it is not clear which tensor is meant, or it is no matrix of finite real numbers.
+    pub fn read(path: &Path, name: Option<&str>) -> Result<Self, Failure> {
+        let npy = path.extension().is_some_and(|extension| extension == "npy");
+        let (name, shape, values) = if npy {
+            let (shape, values) = merganser_data::read_npy_real(path)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            (None, shape, values)
+        } else {
+            let checkpoint = open(path)?;
+            let matrices: Vec<&str> = checkpoint
+                .tensors()
+                .values()
+                .filter(|tensor| tensor.shape.len() == 2 && tensor.dtype.is_float())
+                .map(|tensor| tensor.name.as_str())
+                .collect();
+            let name = match (name, &matrices[..]) {
+                (Some(name), _) => name.to_owned(),
+                (None, [only]) => (*only).to_owned(),
+                (None, _) if matrices.contains(&"features") => "features".to_owned(),
+                _ => {
+                    return Err(Failure::Usage(format!(
+                        "which tensor of `{}` holds the samples? Name it with --features-name; it has {}",
+                        path.display(),
+                        shown(&checkpoint)
+                    )));
+                }
+            };
+            let (shape, _, values) = tensor(&checkpoint, &name)?;
+            (Some(name), shape, values)
+        };
+        let refused = |problem: String| {
+            Err(Failure::Usage(format!(
+                "the samples in `{}` {problem}",
+                path.display()
+            )))
+        };
+        let [rows, cols] = shape[..] else {
+            return refused(format!(
+                "have shape {shape:?}; expected a matrix, one sample a row"
+            ));
+        };
+        if rows == 0 {
+            return refused("are none".into());
+        }
+        if !values.iter().all(|x| x.is_finite()) {
+            return refused("hold NaN or infinity".into());
+        }
+        let values =
+            Matrix::new(rows, cols, values).map_err(|error| Failure::Usage(error.to_string()))?;
+        Ok(Self { values, name })
+    }
+
+    /// Refuses samples of another width than a layer reads.
+    ///
+    /// # Errors
+    /// With both widths.
+    pub fn check_width(&self, path: &Path, expected: usize) -> Result<(), Failure> {
+        if self.values.cols() == expected {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "the samples in `{}` have {} numbers each; the first layer reads {expected}",
+            path.display(),
+            self.values.cols()
+        )))
+    }
+}
+
+/// A multi-layer perceptron out of a state dict; without `layers`, of all its matrices in natural order.
+///
+/// # Errors
+/// What does not fit.
+pub fn network(
+    path: &Path,
+    layers: &[String],
+    activation: Pointwise,
+    last: Pointwise,
+) -> Result<Mlp, Failure> {
+    Mlp::read(&open(path)?, layers, activation, last)
+        .map_err(|error| Failure::Usage(format!("`{}`: {error}", path.display())))
+}
+
+/// The BLAKE3 hash of a file's whole content, in hexadecimal digits.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn fingerprint(path: &Path) -> Result<String, Failure> {
+    match hash_file(path) {
+        Ok(hash) => Ok(hash.to_string()),
+        Err(error) => Err(Failure::Usage(error.to_string())),
+    }
+}
+
+fn open(path: &Path) -> Result<Checkpoint, Failure> {
+    if path.is_dir() {
+        // Its hash would have to be that of many files.
+        return Err(Failure::Usage(format!(
+            "`{}` is a folder; name the file that holds the tensors",
+            path.display()
+        )));
+    }
+    Checkpoint::open(path).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+fn shown(checkpoint: &Checkpoint) -> String {
+    let all = checkpoint.tensors();
+    let mut names: Vec<String> = all
+        .values()
+        .take(8)
+        .map(|tensor| format!("`{}` {:?}", tensor.name, tensor.shape))
+        .collect();
+    if all.len() > names.len() {
+        names.push(format!("and {} more", all.len() - names.len()));
+    }
+    names.join(", ")
+}
+
+fn tensor(checkpoint: &Checkpoint, name: &str) -> Result<(Vec<usize>, Dtype, Vec<f64>), Failure> {
+    let Some(info) = checkpoint.tensors().get(name) else {
+        return Err(Failure::Usage(format!(
+            "`{}` holds no tensor `{name}`; it has {}",
+            checkpoint.path().display(),
+            shown(checkpoint)
+        )));
+    };
+    let values = read_real(checkpoint, info)
+        .map_err(|error| Failure::Usage(format!("`{}`: {error}", checkpoint.path().display())))?;
+    Ok((info.shape.clone(), info.dtype, values))
+}
+
+/// The bytes of numbers in a type, each rounded to it.
+fn encoded(dtype: Dtype, values: &[f64]) -> Result<Vec<u8>, Failure> {
+    let float = match dtype {
+        Dtype::F64 => return Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::BF16 => Float::BF16,
+        other => {
+            return Err(Failure::Usage(format!(
+                "a layer of type {other} cannot be written; convert it to float32 first"
+            )));
+        }
+    };
+    let narrow: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+    let mut bytes = vec![0; narrow.len() * float.size()];
+    encode(float, &narrow, &mut bytes);
+    Ok(bytes)
+}
+
+fn through(dtype: Dtype, values: &[f64]) -> Result<Vec<f64>, Failure> {
+    let bytes = encoded(dtype, values)?;
+    merganser_model::mlp::decode_real(dtype, &bytes)
+        .ok_or_else(|| Failure::Usage(format!("numbers of type {dtype} cannot be read back")))
+}
