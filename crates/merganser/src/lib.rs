@@ -23,6 +23,7 @@ pub use merganser_recipe as recipe;
 pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
+pub use merganser_upkeep as upkeep;
 
 mod adapters;
 mod demo;

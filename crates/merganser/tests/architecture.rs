@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of the workspace each crate may use.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("merganser-store", &[]),
     ("merganser-kernels", &[]),
     ("merganser-linalg", &[]),
@@ -33,6 +33,10 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "merganser-spectral",
             "merganser-store",
         ],
+    ),
+    (
+        "merganser-upkeep",
+        &["merganser-data", "merganser-linalg", "merganser-store"],
     ),
     (
         "merganser-plan",
@@ -66,6 +70,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "merganser-report",
             "merganser-run",
             "merganser-store",
+            "merganser-upkeep",
         ],
     ),
     ("merganser-testkit", &[]),

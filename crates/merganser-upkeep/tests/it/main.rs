@@ -1,0 +1,6 @@
+//! Golden cases made with the authors' code, and what the formulas promise.
+
+#![allow(clippy::unwrap_used)]
+
+mod drift;
+mod properties;
