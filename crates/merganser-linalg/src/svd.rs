@@ -82,7 +82,7 @@ impl<T: Real> Svd<T> {
     }
 
     /// The same triples with the signs that [`of`](Self::of) promises.
-    fn signed(mut self) -> Self {
+    pub(crate) fn signed(mut self) -> Self {
         let minus = T::from_f64(-1.0);
         for i in 0..self.values.len() {
             if fix_sign(self.left.row_mut(i)) {

@@ -275,7 +275,16 @@ static TSV_M: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE, SPLIT],
+    parameters: &[
+        ALPHA,
+        EXCLUDE,
+        SPLIT,
+        Parameter::flag(
+            "randomized",
+            false,
+            "find the singular vectors by random projection: faster, and the merge says how much they left out",
+        ),
+    ],
 };
 
 static ISO_C: MethodInfo = MethodInfo {

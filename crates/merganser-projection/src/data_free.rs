@@ -1,7 +1,7 @@
 //! Merges of whole matrices that need no data: for themselves, and as priors of those that have some.
 
 use merganser_linalg::{Matrix, Real};
-use merganser_spectral::{Aligned, cart, iso_c, iso_cts, knots, tsv_m};
+use merganser_spectral::{Aligned, Merged, Sketch, cart, iso_c, iso_cts, knots, tsv_m};
 
 use crate::{Result, WudiAdam, wudi, wudi_closed_form};
 
@@ -25,7 +25,10 @@ pub enum DataFree {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Spectral {
     /// [`tsv_m`].
-    TsvM,
+    TsvM {
+        /// How the directions are found, if not by exact decompositions.
+        sketch: Option<Sketch>,
+    },
     /// [`iso_c`].
     IsoC,
     /// [`iso_cts`].
@@ -52,15 +55,15 @@ impl DataFree {
     ///
     /// # Errors
     /// Those of the method.
-    pub fn update<T: Real>(&self, updates: &[&Matrix<T>]) -> Result<Matrix<T>> {
+    pub fn update<T: Real>(&self, updates: &[&Matrix<T>]) -> Result<Merged<T>> {
         match self {
             Self::Spectral { method, scale } => {
                 let mut merged = method.update(updates)?;
-                merged.scale(*scale);
+                merged.update.scale(*scale);
                 Ok(merged)
             }
-            Self::Wudi(adam) => wudi(updates, adam),
-            Self::WudiClosedForm => wudi_closed_form(updates),
+            Self::Wudi(adam) => wudi(updates, adam).map(Merged::whole),
+            Self::WudiClosedForm => wudi_closed_form(updates).map(Merged::whole),
         }
     }
 
@@ -74,25 +77,26 @@ impl DataFree {
 }
 
 impl Spectral {
-    fn update<T: Real>(self, updates: &[&Matrix<T>]) -> Result<Matrix<T>> {
+    fn update<T: Real>(self, updates: &[&Matrix<T>]) -> Result<Merged<T>> {
         Ok(match self {
-            Self::TsvM => tsv_m(updates),
+            Self::TsvM { sketch } => tsv_m(updates, sketch),
             Self::IsoC => iso_c(updates),
             Self::IsoCts { common_fraction } => iso_cts(updates, common_fraction),
             Self::Knots { density } => {
                 let layer = Aligned::of_updates(updates)?;
-                knots(&[layer], density, None, &|_, _| true).map(|merged| merged[0].cast())
+                knots(&[layer], density, None, &|_, _| true)
+                    .map(|merged| Merged::whole(merged[0].cast()))
             }
             Self::Cart {
                 rank_fraction,
                 scale,
-            } => cart(updates, rank_fraction, scale),
+            } => cart(updates, rank_fraction, scale).map(Merged::whole),
         }?)
     }
 
     fn name(self) -> &'static str {
         match self {
-            Self::TsvM => "tsv_m",
+            Self::TsvM { .. } => "tsv_m",
             Self::IsoC => "iso_c",
             Self::IsoCts { .. } => "iso_cts",
             Self::Knots { .. } => "knots",

@@ -46,6 +46,8 @@ pub enum Event<'a> {
         /// Its size in the output.
         bytes: u64,
     },
+    /// Something about the result that the user should know.
+    Remark(&'a str),
     /// All tensors are written; the files are being made durable and moved into place.
     Publishing,
 }

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use merganser_linalg::{Matrix, Real, Svd};
-use merganser_spectral::{Inner, Lora, cart, core_space, iso_c, iso_cts, tsv_m};
+use merganser_spectral::{Inner, Lora, Sketch, cart, core_space, iso_c, iso_cts, tsv_m};
 
 const TASKS: usize = 8;
 
@@ -41,7 +41,11 @@ fn merges(c: &mut Criterion) {
             b.iter(|| black_box(iso_c(&updates).expect("convergence")));
         });
         group.bench_function("tsv_m", |b| {
-            b.iter(|| black_box(tsv_m(&updates).expect("convergence")));
+            b.iter(|| black_box(tsv_m(&updates, None).expect("convergence")));
+        });
+        group.bench_function("tsv_m randomised", |b| {
+            let sketch = Some(Sketch::default());
+            b.iter(|| black_box(tsv_m(&updates, sketch).expect("convergence")));
         });
         group.bench_function("iso_cts", |b| {
             b.iter(|| black_box(iso_cts(&updates, 0.8).expect("convergence")));

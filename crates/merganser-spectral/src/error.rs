@@ -30,6 +30,9 @@ pub enum Error {
         /// Where it is.
         problem: merganser_linalg::Error,
     },
+    /// Random projection without a number of directions to look for.
+    #[error("random projection needs a limit of the rank: it finds so many directions and no more")]
+    NoRank,
     /// A number outside its range.
     #[error("{what} is {found}; it must be {expected}")]
     Range {

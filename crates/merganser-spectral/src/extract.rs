@@ -3,7 +3,7 @@
 //! The best approximation of rank r of D = Σ σ_k u_k v_kᵀ in the Frobenius norm keeps its r leading triples (Eckart and
 //! Young 1936): B A with B = U √Σ and A = √Σ Vᵀ, or B = U and A = Σ Vᵀ. The share of ‖D‖²_F kept is Σ_{k ≤ r} σ_k² / ‖D‖²_F.
 
-use merganser_linalg::{Matrix, Svd, gemm};
+use merganser_linalg::{Matrix, Sketch, Svd, gemm};
 
 use crate::error::check_range;
 use crate::{Error, NOISE, Result};
@@ -20,6 +20,8 @@ pub struct Truncation {
     pub energy: Option<f64>,
     /// Those whose singular value is greater than this.
     pub sigma: Option<f64>,
+    /// Finds the directions by random projection, of which only a rank says how many to look for.
+    pub sketch: Option<Sketch>,
 }
 
 /// Which factor carries the singular values.
@@ -56,6 +58,9 @@ impl Truncation {
                 (1.0, f64::MAX),
                 "a whole number of at least 1",
             )?;
+        }
+        if self.sketch.is_some() && self.rank.is_none() {
+            return Err(Error::NoRank);
         }
         if let Some(energy) = self.energy {
             check_range(
@@ -119,7 +124,10 @@ pub fn extract(
     })?;
     let (m, n) = update.shape();
     let most = truncation.rank.unwrap_or(usize::MAX).min(m.min(n));
-    let svd = Svd::truncated(update, most, NOISE)?;
+    let svd = match truncation.sketch {
+        Some(sketch) => sketch.leading(update, most, NOISE)?.svd,
+        None => Svd::truncated(update, most, NOISE)?,
+    };
     let total = update.norm().powi(2);
     let heard = svd.values.iter().take_while(|&&x| x > noise).count();
     let svd = svd.leading(truncation.count(&svd.values[..heard], total));
@@ -226,7 +234,7 @@ mod tests {
                 .a
                 .rows()
         };
-        let (all, none) = (Truncation::default(), None);
+        let all = Truncation::default();
         let (energy, sigma) = (Some(0.96), Some(2.5));
         assert_eq!(kept(all, 0.0), 4);
         assert_eq!(kept(rank(2), 0.0), 2);
@@ -239,7 +247,7 @@ mod tests {
                 Truncation {
                     rank: Some(1),
                     energy,
-                    sigma: none
+                    ..all
                 },
                 0.0
             ),

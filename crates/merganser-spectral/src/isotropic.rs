@@ -15,25 +15,28 @@
 use merganser_linalg::{Matrix, Polar, Real, Svd, gemm};
 
 use crate::error::{check_range, common_shape};
-use crate::{NOISE, Result, sum};
+use crate::{Merged, NOISE, Result, sum};
 
 /// Iso-C: the sum of the updates with all its singular values made equal, of the same nuclear norm.
 ///
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, or a decomposition does not converge.
-pub fn iso_c<T: Real>(updates: &[&Matrix<T>]) -> Result<Matrix<T>> {
+pub fn iso_c<T: Real>(updates: &[&Matrix<T>]) -> Result<Merged<T>> {
     common_shape(updates)?;
     Ok(flattened(&sum(updates)?)?.cast())
 }
 
 /// The matrix with its non-zero singular values replaced by their mean.
-pub(crate) fn flattened(a: &Matrix) -> Result<Matrix> {
+pub(crate) fn flattened(a: &Matrix) -> Result<Merged<f64>> {
     let polar = Polar::of(a, NOISE)?;
     let mut flat = polar.factor;
     if polar.rank > 0 {
         flat.scale(polar.nuclear_norm / polar.rank as f64);
     }
-    Ok(flat)
+    Ok(Merged {
+        rank: polar.rank,
+        ..Merged::whole(flat)
+    })
 }
 
 /// Iso-CTS: directions that the tasks share, and those of their own, all of the same length. About `common_fraction` of
@@ -42,7 +45,7 @@ pub(crate) fn flattened(a: &Matrix) -> Result<Matrix> {
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, the fraction is not in [0, 1], or a decomposition does
 /// not converge.
-pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<Matrix<T>> {
+pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<Merged<T>> {
     let (m, n) = common_shape(updates)?;
     check_range(
         "the common fraction",
@@ -75,7 +78,10 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
         }
     }
     if values.is_empty() {
-        return Ok(Matrix::zeros(m, n));
+        return Ok(Merged {
+            rank: 0,
+            ..Merged::whole(Matrix::zeros(m, n))
+        });
     }
     let mut whitened = vec![common.left];
     if !left.is_empty() {
@@ -88,7 +94,15 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
     let left = Matrix::stack_rows(&whitened);
     let mut right = Polar::of(&Matrix::stack_rows(&right), NOISE)?.factor;
     right.scale(values.iter().sum::<f64>() / values.len() as f64);
-    Ok(gemm::mul_tn(&left, &right).cast())
+    Ok(Merged {
+        // Where directions of the tasks coincide, the whole has fewer than the sum of theirs.
+        rank: if each > 0 {
+            values.len().min(rank)
+        } else {
+            rank
+        },
+        ..Merged::whole(gemm::mul_tn(&left, &right).cast())
+    })
 }
 
 /// Directions of each of T tasks, of r in all: (r − ⌊f r⌋)/T, rounded half to even as the published code does, but no more
@@ -135,7 +149,7 @@ mod tests {
             let updates: Vec<&Matrix> = updates.iter().collect();
             let before = Svd::of(&sum(&updates).unwrap()).unwrap().values;
             let mean = before.iter().sum::<f64>() / before.len() as f64;
-            for x in Svd::of(&iso_c(&updates).unwrap()).unwrap().values {
+            for x in Svd::of(&iso_c(&updates).unwrap().update).unwrap().values {
                 assert!((x - mean).abs() < 1e-10 * mean, "{m}×{n}: {x} {mean}");
             }
         }
@@ -147,15 +161,15 @@ mod tests {
             let updates = [update(1, m, n), update(2, m, n), update(3, m, n)];
             let updates: Vec<&Matrix> = updates.iter().collect();
             for fraction in [0.0, 0.5, 0.8, 1.0] {
-                let values = Svd::of(&iso_cts(&updates, fraction).unwrap())
+                let values = Svd::of(&iso_cts(&updates, fraction).unwrap().update)
                     .unwrap()
                     .values;
                 for x in &values {
                     assert!((x - values[0]).abs() < 1e-9 * values[0], "{m}×{n}");
                 }
             }
-            let all = iso_cts(&updates, 1.0).unwrap();
-            assert!(distance(&all, &iso_c(&updates).unwrap()) < 1e-10 * all.norm());
+            let all = iso_cts(&updates, 1.0).unwrap().update;
+            assert!(distance(&all, &iso_c(&updates).unwrap().update) < 1e-10 * all.norm());
         }
     }
 
@@ -168,8 +182,12 @@ mod tests {
             rows.extend([0.0; 9]);
             Matrix::new(9, 9, rows).unwrap()
         });
-        let merged = iso_cts(&updates.iter().collect::<Vec<_>>(), 0.5).unwrap();
-        let other = iso_cts(&padded.iter().collect::<Vec<_>>(), 0.5).unwrap();
+        let merged = iso_cts(&updates.iter().collect::<Vec<_>>(), 0.5)
+            .unwrap()
+            .update;
+        let other = iso_cts(&padded.iter().collect::<Vec<_>>(), 0.5)
+            .unwrap()
+            .update;
         assert!(distance(&other.rows_range(0, 8), &merged) < 1e-10 * merged.norm());
         assert!(other.row(8).iter().all(|x| x.abs() < 1e-12));
     }
@@ -179,7 +197,8 @@ mod tests {
         let updates = [low_rank(1, 20, 12, 2), low_rank(2, 20, 12, 2)];
         let updates: Vec<&Matrix> = updates.iter().collect();
         for merged in [iso_c(&updates).unwrap(), iso_cts(&updates, 0.5).unwrap()] {
-            let values = Svd::of(&merged).unwrap().values;
+            assert_eq!((merged.rank, merged.full), (4, 12));
+            let values = Svd::of(&merged.update).unwrap().values;
             assert!(values[3] > 0.999 * values[0] && values[4] < 1e-10 * values[0]);
         }
     }
@@ -199,16 +218,28 @@ mod tests {
         let a = update(1, 4, 3);
         let mut minus = a.clone();
         minus.scale(-1.0);
-        assert_eq!(iso_c(&[&zero, &zero]).unwrap(), zero);
-        assert_eq!(iso_cts(&[&zero, &zero], 0.8).unwrap(), zero);
-        assert_eq!(iso_cts(&[&a, &minus], 0.8).unwrap(), zero);
-        assert!(iso_cts(&[&a, &zero], 0.5).unwrap().check_finite().is_ok());
-        assert!(iso_cts(&[&a, &a], 0.5).unwrap().check_finite().is_ok());
+        assert_eq!(iso_c(&[&zero, &zero]).unwrap().update, zero);
+        assert_eq!(iso_cts(&[&zero, &zero], 0.8).unwrap().update, zero);
+        assert_eq!(iso_cts(&[&a, &minus], 0.8).unwrap().update, zero);
+        assert!(
+            iso_cts(&[&a, &zero], 0.5)
+                .unwrap()
+                .update
+                .check_finite()
+                .is_ok()
+        );
+        assert!(
+            iso_cts(&[&a, &a], 0.5)
+                .unwrap()
+                .update
+                .check_finite()
+                .is_ok()
+        );
         assert!(iso_c::<f64>(&[]).is_err());
         assert!(iso_cts(&[&a], 1.5).is_err() && iso_cts(&[&a], f64::NAN).is_err());
         assert!(iso_cts(&[&a, &update(1, 3, 4)], 0.8).is_err());
         assert!(iso_c(&[&Matrix::from_fn(2, 2, |_, _| f32::INFINITY)]).is_err());
         let empty = Matrix::<f32>::zeros(0, 3);
-        assert_eq!(iso_cts(&[&empty], 0.5).unwrap(), empty);
+        assert_eq!(iso_cts(&[&empty], 0.5).unwrap().update, empty);
     }
 }

@@ -102,7 +102,7 @@ impl Aligned {
         merged.scale_rows(&self.values);
         let update = self.update(&merged);
         if method.isotropic {
-            flattened(&update)
+            flattened(&update).map(|merged| merged.update)
         } else {
             Ok(update)
         }

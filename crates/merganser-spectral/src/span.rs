@@ -87,8 +87,8 @@ impl Inner {
             Self::Ties { density } => elected(tasks, density),
             Self::Dare { drop } => sum(&dropped(drop)?.iter().collect::<Vec<_>>()),
             Self::DareTies { drop, density } => elected(&dropped(drop)?, density),
-            Self::Tsv => tsv_m(&references),
-            Self::IsoC => iso_c(&references),
+            Self::Tsv => tsv_m(&references, None).map(|merged| merged.update),
+            Self::IsoC => iso_c(&references).map(|merged| merged.update),
             Self::Cart {
                 rank_fraction,
                 scale,
@@ -124,7 +124,7 @@ impl InSpan {
     pub fn merge(&self, tasks: &[Matrix], keep: Keep<'_>) -> Result<Matrix> {
         let merged = self.inner.merge(tasks, keep)?;
         if self.isotropic {
-            flattened(&merged)
+            flattened(&merged).map(|merged| merged.update)
         } else {
             Ok(merged)
         }

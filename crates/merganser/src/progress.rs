@@ -146,6 +146,14 @@ impl Observer for Progress<'_> {
                     }
                 }
             }
+            Event::Remark(text) => {
+                if self.output.json {
+                    Output::event(&json!({ "event": "note", "text": text }));
+                } else {
+                    self.bar
+                        .suspend(|| self.output.note(&format!("note: {text}")));
+                }
+            }
             Event::Publishing => self.bar.set_message("writing to disk"),
         }
     }

@@ -261,7 +261,8 @@ fn without_bias<T: Real>(
         .iter()
         .map(|update| Matrix::from_fn(update.rows(), width, |i, j| update.get(i, j)))
         .collect();
-    data_free.update(&weights.iter().collect::<Vec<_>>())
+    let merged = data_free.update(&weights.iter().collect::<Vec<_>>())?;
+    Ok(merged.update)
 }
 
 /// The prior, as weights.

@@ -17,7 +17,7 @@ use merganser_linalg::Matrix;
 use merganser_methods::CHUNK;
 use merganser_plan::{Model, kernel_float};
 use merganser_spectral::{Precision, Rounding};
-pub use merganser_spectral::{Scale, Truncation};
+pub use merganser_spectral::{Scale, Sketch, Truncation};
 use merganser_store::Dtype;
 use merganser_store::header::{self, TensorSpec};
 use merganser_store::publish::Staging;

@@ -1,12 +1,14 @@
 //! Methods that merge whole matrices without looking at data: one matrix after the other, no network.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use merganser_linalg::{Matrix, Real};
 use merganser_methods::{Settings, is_adapter_method};
 use merganser_model::{Kind, Layout, Weights};
 use merganser_plan::{Calibrated, Output, Plan, is_matrix_of_layer};
 use merganser_projection::DataFree;
+use merganser_spectral::Merged;
 use merganser_store::adapter::Delta;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -14,9 +16,9 @@ use serde_json::Value;
 use super::host::encoded;
 use super::tensors::Tensors;
 use super::{Projection, rules};
-use crate::RunError;
 use crate::adapters::{Method, OTHER_LAYOUT, all, factors, low_rank, seed_of};
 use crate::execute::Work;
+use crate::{Event, RunError};
 
 /// Matrices of more elements are held in f32.
 const LARGE: usize = 1 << 22;
@@ -61,6 +63,7 @@ pub(super) fn merge(
         .iter()
         .filter_map(|name| tensors.output(name))
         .collect();
+    let remarks = Mutex::new(Remarks::default());
     let one = |output: &&Output| {
         let settings = output.calibrated.as_ref();
         if is_adapter_method(calibrated.info.name) {
@@ -70,13 +73,70 @@ pub(super) fn merge(
         }
         let method = rules::data_free(calibrated.info, settings.unwrap_or(&calibrated.settings));
         let values = if output.elements() <= LARGE {
-            merged::<f64>(projection, tensors, output, &method)
+            merged::<f64>(projection, tensors, output, &method, &remarks)
         } else {
-            merged::<f32>(projection, tensors, output, &method)
+            merged::<f32>(projection, tensors, output, &method, &remarks)
         };
         work.put(output, &encoded(output, &values?)?)
     };
-    outputs.par_iter().with_max_len(1).try_for_each(one)
+    outputs.par_iter().with_max_len(1).try_for_each(one)?;
+    let remarks = remarks.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for remark in remarks.texts(calibrated.info.name, outputs.len()) {
+        work.observer.event(Event::Remark(&remark));
+    }
+    Ok(())
+}
+
+/// What the matrices of a merge have shown: directions that are rounding, and what random projection left out. The
+/// extremes are those of the first name where several are alike, whatever the order of the work.
+#[derive(Default)]
+struct Remarks {
+    truncated: usize,
+    /// Share of the directions, directions, all, matrix.
+    lowest: Option<(f64, usize, usize, String)>,
+    residual: Option<(f64, String)>,
+}
+
+impl Remarks {
+    fn take<T>(&mut self, merged: &Merged<T>, name: &str) {
+        if merged.rank < merged.full {
+            self.truncated += 1;
+            let share = merged.rank as f64 / merged.full as f64;
+            let replaces = self.lowest.as_ref().is_none_or(|(least, _, _, of)| {
+                share < *least || share == *least && name < of.as_str()
+            });
+            if replaces {
+                self.lowest = Some((share, merged.rank, merged.full, name.to_owned()));
+            }
+        }
+        let residual = merged.residual;
+        let replaces = self
+            .residual
+            .as_ref()
+            .is_none_or(|(most, of)| residual > *most || residual == *most && name < of.as_str());
+        if residual > 0.0 && replaces {
+            self.residual = Some((residual, name.to_owned()));
+        }
+    }
+
+    fn texts(&self, method: &str, matrices: usize) -> Vec<String> {
+        let mut texts = Vec::new();
+        if let Some((_, rank, full, name)) = &self.lowest {
+            texts.push(format!(
+                "{method}: the updates of {} of {matrices} matrices have fewer directions than their shape allows; the \
+                 others are rounding and were left out. Fewest: {rank} of {full}, '{name}'",
+                self.truncated
+            ));
+        }
+        if let Some((residual, name)) = &self.residual {
+            texts.push(format!(
+                "{method}: what random projection left out of an update is at most {:.2} % of its norm ('{name}'), \
+                 including what the method cuts off by design",
+                100.0 * residual
+            ));
+        }
+        texts
+    }
 }
 
 /// The base with the merged adapter applied.
@@ -154,6 +214,7 @@ fn merged<T: Real>(
     tensors: &Tensors<'_>,
     output: &Output,
     method: &DataFree,
+    remarks: &Mutex<Remarks>,
 ) -> Result<Vec<f32>, RunError> {
     let plan = projection.plan;
     let layout = layout(projection, &output.name);
@@ -171,8 +232,13 @@ fn merged<T: Real>(
     let settings = output.calibrated.as_ref();
     let split = settings.is_some_and(|settings| settings.flag("split_fused_qkv"));
     let parts = split.then(|| fused(plan.config.as_deref(), &output.name, base.rows()));
-    let mut merged = by_parts(method, &updates, parts.flatten())
+    let merged = by_parts(method, &updates, parts.flatten())
         .map_err(|problem| RunError::Calibration(format!("tensor '{}': {problem}", output.name)))?;
+    remarks
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take(&merged, &output.name);
+    let mut merged = merged.update;
     merged.add_scaled(1.0, &base);
     let merged = turned(merged, layout);
     Ok(merged
@@ -187,12 +253,13 @@ fn by_parts<T: Real>(
     method: &DataFree,
     updates: &[Matrix<T>],
     parts: Option<[usize; 3]>,
-) -> Result<Matrix<T>, merganser_projection::Error> {
+) -> Result<Merged<T>, merganser_projection::Error> {
     let Some(parts) = parts else {
         return method.update(&updates.iter().collect::<Vec<_>>());
     };
     let mut from = 0;
     let mut merged = Vec::new();
+    let (mut rank, mut full, mut residual) = (0, 0, 0.0_f64);
     for rows in parts {
         let part = |update: &Matrix<T>| {
             let columns = update.cols();
@@ -200,10 +267,18 @@ fn by_parts<T: Real>(
             Matrix::new(rows, columns, numbers)
         };
         let part = updates.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        merged.push(method.update(&part.iter().collect::<Vec<_>>())?);
+        let part = method.update(&part.iter().collect::<Vec<_>>())?;
+        (rank, full) = (rank + part.rank, full + part.full);
+        residual = residual.max(part.residual);
+        merged.push(part.update);
         from += rows;
     }
-    Ok(Matrix::stack_rows(&merged))
+    Ok(Merged {
+        update: Matrix::stack_rows(&merged),
+        rank,
+        full,
+        residual,
+    })
 }
 
 /// Names of matrices that hold queries, keys and values one below the other. GPT-NeoX's `query_key_value` holds them head by

@@ -4,11 +4,14 @@ use merganser_methods::{MethodInfo, Settings};
 use merganser_plan::Calibrated;
 use merganser_projection::network::{Mask, Rule};
 use merganser_projection::{Basis, Constraint, DataFree, Programme, Ridge, Spectral, WudiAdam};
+use merganser_spectral::Sketch;
 
 /// A method that merges whole matrices without data, with its parameters.
 pub(crate) fn data_free(info: &MethodInfo, settings: &Settings) -> DataFree {
     let method = match info.name {
-        "tsv_m" => Spectral::TsvM,
+        "tsv_m" => Spectral::TsvM {
+            sketch: settings.flag("randomized").then(Sketch::default),
+        },
         "iso_c" => Spectral::IsoC,
         "iso_cts" => Spectral::IsoCts {
             common_fraction: settings.float("common_fraction"),

@@ -9,9 +9,9 @@ use crate::support::{assert_close, numbers, rotation, turned};
 type Merge = (&'static str, fn(&[&Matrix]) -> Result<Matrix>);
 
 const MERGES: [Merge; 4] = [
-    ("tsv_m", tsv_m),
-    ("iso_c", iso_c),
-    ("iso_cts", |updates| iso_cts(updates, 0.6)),
+    ("tsv_m", |updates| Ok(tsv_m(updates, None)?.update)),
+    ("iso_c", |updates| Ok(iso_c(updates)?.update)),
+    ("iso_cts", |updates| Ok(iso_cts(updates, 0.6)?.update)),
     ("cart", |updates| cart(updates, 0.3, 0.5)),
 ];
 
@@ -68,9 +68,9 @@ proptest! {
         };
         let updates = [update(0), update(1), update(1), Matrix::zeros(m, n)];
         let updates: Vec<&Matrix<f32>> = updates.iter().collect();
-        prop_assert!(tsv_m(&updates).unwrap().check_finite().is_ok());
-        prop_assert!(iso_c(&updates).unwrap().check_finite().is_ok());
-        prop_assert!(iso_cts(&updates, 0.6).unwrap().check_finite().is_ok());
+        prop_assert!(tsv_m(&updates, None).unwrap().update.check_finite().is_ok());
+        prop_assert!(iso_c(&updates).unwrap().update.check_finite().is_ok());
+        prop_assert!(iso_cts(&updates, 0.6).unwrap().update.check_finite().is_ok());
         prop_assert!(cart(&updates, 0.3, 0.5).unwrap().check_finite().is_ok());
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use merganser::recipe::FloatType;
-use merganser::run::extract::{Filter, LoraReport, Scale, Truncation};
+use merganser::run::extract::{Filter, LoraReport, Scale, Sketch, Truncation};
 use merganser::store::Dtype;
 use merganser::{Failure, LoraOptions, MergeOptions};
 use serde_json::json;
@@ -35,7 +35,7 @@ pub(crate) enum What {
 /// Extract an adapter.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32\n  merganser extract lora fine-tune/ base/ -o adapter/ --energy 0.95      as many directions as that takes, in every module\n  merganser extract lora fine-tune/ base/ -o adapter/ --exclude 'mlp'\n\nSeveral limits together keep what all of them allow. Directions that are no more than the rounding of the fine-tune's\nweights are never kept."
+    after_help = "Examples:\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32\n  merganser extract lora fine-tune/ base/ -o adapter/ --energy 0.95      as many directions as that takes, in every module\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32 --randomized      for large matrices\n  merganser extract lora fine-tune/ base/ -o adapter/ --exclude 'mlp'\n\nSeveral limits together keep what all of them allow. Directions that are no more than the rounding of the fine-tune's\nweights are never kept."
 )]
 pub(crate) struct Lora {
     /// The fine-tuned model: a folder, a Hub id, base+adapter
@@ -54,6 +54,9 @@ pub(crate) struct Lora {
     /// Only directions whose singular value is greater than this
     #[arg(long, value_name = "X", alias = "sv-epsilon")]
     pub(crate) sigma: Option<f64>,
+    /// Find the directions by random projection: many times faster where --rank is small; the errors shown are measured
+    #[arg(long)]
+    pub(crate) randomized: bool,
     /// Only modules in whose path this regular expression is found (may be repeated)
     #[arg(long, short, value_name = "REGEX", alias = "include-regex")]
     pub(crate) include: Vec<String>,
@@ -119,6 +122,7 @@ fn extract_lora(arguments: &Lora, memory: u64, output: &Output) -> Result<(), Fa
             rank: arguments.rank.or(unlimited.then_some(RANK)),
             energy: arguments.energy,
             sigma: arguments.sigma,
+            sketch: arguments.randomized.then(Sketch::default),
         },
         scale: if arguments.no_distribute_scale {
             Scale::InA
