@@ -48,4 +48,4 @@ pub use load::{LoadOptions, Processor};
 pub use samples::{Chunk, Images, Inputs, Samples};
 pub use source::{Format, Source};
 pub use text::{DEFAULT_MAX_LENGTH, Sequence};
-pub use vectors::{Rows, VectorFile, read_labels, write_integers, write_vectors};
+pub use vectors::{Rows, VectorFile, read_labels, write_integers, write_numbers, write_vectors};

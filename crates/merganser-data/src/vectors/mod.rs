@@ -11,6 +11,9 @@
 
 mod labels;
 mod parquet;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod transform;
 mod write;
 
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 use merganser_store::Dtype;
 
 pub use labels::read_labels;
-pub use write::{write_integers, write_vectors};
+pub use write::{write_integers, write_numbers, write_vectors};
 
 use crate::arrays::Arrays;
 use crate::error::{Error, Result, list};

@@ -52,6 +52,16 @@ pub fn write_vectors(path: &Path, overwrite: bool, dim: usize, values: &[f32]) -
     write(path, overwrite, "vectors", Dtype::F32, shape, bytes)
 }
 
+/// Writes one number a row in `f32` to a `.npy` file, or as tensor `name` to a `.safetensors` file.
+///
+/// # Errors
+/// Those of [`write_vectors`].
+pub fn write_numbers(path: &Path, overwrite: bool, name: &str, values: &[f32]) -> Result<()> {
+    let mut bytes = Vec::with_capacity(4 * values.len());
+    bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+    write(path, overwrite, name, Dtype::F32, vec![values.len()], bytes)
+}
+
 /// Writes whole numbers to a `.npy` file, or as tensor `name` to a `.safetensors` file.
 ///
 /// # Errors

@@ -19,13 +19,16 @@
 mod chain;
 mod clusters;
 mod file;
+mod files;
 mod fit;
+mod search;
 mod transport;
 
 pub use clusters::{assign, centroids, cluster_shifts};
 pub use fit::{
     Advice, Anchors, Diagnostics, FitKind, FitOptions, HeldOut, affine, orthogonal, shift,
 };
+pub use search::{Outcome, Trial};
 pub use transport::Transport;
 
 pub(crate) use transport::normalise;
