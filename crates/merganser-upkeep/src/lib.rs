@@ -1,5 +1,6 @@
 //! Care for models in service: what moved between two versions of an embedding model, and how to go on with an index of the
-//! old one ([`drift`]); and whether search still finds what it should ([`retrieval`]).
+//! old one ([`drift`]); whether search still finds what it should ([`retrieval`]); statistics of classes that outlive their
+//! features ([`stats`]), and the classifiers that follow from them ([`heads`]).
 //!
 //! ```
 //! use merganser_linalg::Matrix;
@@ -20,7 +21,9 @@
 
 pub mod drift;
 mod error;
+pub mod heads;
 pub mod retrieval;
+pub mod stats;
 mod tensors;
 
 pub use error::{Error, Result};

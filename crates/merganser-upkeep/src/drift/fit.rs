@@ -350,7 +350,7 @@ impl Anchors {
         let of = |held: &[HeldOut], kind: &str| held.iter().find(|h| h.kind == kind).cloned();
         let chosen = match options.kind {
             FitKind::Auto if !self.same_size() => FitKind::Affine,
-            FitKind::Auto => simplest(&held_out),
+            FitKind::Auto => simplest(&held_out, self.unit),
             kind => kind,
         };
         let ridge = options
@@ -579,16 +579,19 @@ impl Anchors {
     }
 }
 
-/// The simplest kind that no other is clearly better than.
-fn simplest(held_out: &[HeldOut]) -> FitKind {
-    let left = |kind: &str| {
+/// The simplest kind that no other is clearly better than. Of unit vectors the direction counts: there a map is judged by
+/// 1 − cosine, because ridge regression leaves less of the squares by making vectors shorter.
+fn simplest(held_out: &[HeldOut], unit: bool) -> FitKind {
+    let error = |kind: &str| {
         let found = held_out.iter().find(|held| held.kind == kind);
-        found.map_or(f64::INFINITY, |held| held.left)
+        found.map_or(f64::INFINITY, |held| {
+            if unit { 1.0 - held.cosine } else { held.left }
+        })
     };
-    let best = left("shift").min(left("orthogonal")).min(left("affine"));
-    if best.is_infinite() || BETTER * left("shift") <= best {
+    let best = error("shift").min(error("orthogonal")).min(error("affine"));
+    if best.is_infinite() || BETTER * error("shift") <= best {
         FitKind::Shift
-    } else if BETTER * left("orthogonal") <= best {
+    } else if BETTER * error("orthogonal") <= best {
         FitKind::Orthogonal
     } else {
         FitKind::Affine

@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod drift;
+mod heads;
 mod properties;
