@@ -4,8 +4,11 @@ pub(crate) mod apply;
 mod calibrate;
 mod demo;
 mod diagnose;
+pub(crate) mod drift;
+pub(crate) mod embed;
 pub(crate) mod evaluate;
 pub(crate) mod extract;
+pub(crate) mod head;
 mod inspect;
 mod manual;
 mod merge;
@@ -14,6 +17,7 @@ mod plan;
 mod rebuild;
 mod seal;
 mod spectra;
+pub(crate) mod stats;
 
 use std::path::Path;
 
@@ -67,6 +71,22 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Apply(apply) => {
             pool()?;
             apply::run(apply, arguments.global.memory, output)
+        }
+        Command::Drift(drift) => {
+            pool()?;
+            drift::run(drift, output)
+        }
+        Command::Embed(embed) => {
+            pool()?;
+            embed::run(embed, arguments.global.memory, output)
+        }
+        Command::Stats(stats) => {
+            pool()?;
+            stats::run(stats, output)
+        }
+        Command::Head(head) => {
+            pool()?;
+            head::run(head, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {

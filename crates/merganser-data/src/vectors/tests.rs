@@ -23,9 +23,7 @@ fn number(row: usize, column: usize) -> f32 {
 }
 
 fn rows(count: usize, dim: usize) -> Vec<f32> {
-    (0..count * dim)
-        .map(|i| number(i / dim, i % dim))
-        .collect()
+    (0..count * dim).map(|i| number(i / dim, i % dim)).collect()
 }
 
 /// Adds the number of the row and 1, and so shows that every row is given once, under its number.
@@ -68,8 +66,7 @@ fn left(dir: &TempDir) -> Vec<String> {
 
 /// A `.npy` file as NumPy writes it.
 fn npy(path: &Path, descr: &str, shape: &str, bytes: &[u8]) {
-    let mut header =
-        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
     while !(10 + header.len() + 1).is_multiple_of(64) {
         header.push(' ');
     }
@@ -86,7 +83,11 @@ fn npy_is_changed_block_by_block_in_its_type() {
     let dir = TempDir::new().unwrap();
     // More than one block of 1 MiB, the last of them short.
     let (count, dim) = (3000, 100);
-    for (descr, dtype) in [("<f4", Dtype::F32), ("<f8", Dtype::F64), ("<f2", Dtype::F16)] {
+    for (descr, dtype) in [
+        ("<f4", Dtype::F32),
+        ("<f8", Dtype::F64),
+        ("<f2", Dtype::F16),
+    ] {
         let bytes: Vec<u8> = match dtype {
             Dtype::F64 => rows(count, dim)
                 .iter()
@@ -96,7 +97,10 @@ fn npy_is_changed_block_by_block_in_its_type() {
                 .iter()
                 .flat_map(|&x| half::f16::from_f32(x).to_le_bytes())
                 .collect(),
-            _ => rows(count, dim).iter().flat_map(|x| x.to_le_bytes()).collect(),
+            _ => rows(count, dim)
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect(),
         };
         let (path, out) = (dir.path().join("a.npy"), dir.path().join("b.npy"));
         npy(&path, descr, &format!("({count}, {dim})"), &bytes);
@@ -112,7 +116,11 @@ fn npy_is_changed_block_by_block_in_its_type() {
             .zip(expected(count, dim))
             .enumerate()
         {
-            let rounding = if dtype == Dtype::F16 { 1e-3 * expected } else { 0.0 };
+            let rounding = if dtype == Dtype::F16 {
+                1e-3 * expected
+            } else {
+                0.0
+            };
             assert!((found - expected).abs() <= rounding, "{descr} element {i}");
         }
         // The header is the one NumPy would write.
@@ -127,18 +135,27 @@ fn npy_is_changed_block_by_block_in_its_type() {
 fn safetensors_keep_their_other_tensors_and_metadata() {
     use safetensors::tensor::{Dtype as Type, TensorView, serialize_to_file};
     let dir = TempDir::new().unwrap();
-    let (path, out) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
+    let (path, out) = (
+        dir.path().join("a.safetensors"),
+        dir.path().join("b.safetensors"),
+    );
     let vectors: Vec<u8> = rows(7, 3).iter().flat_map(|x| x.to_le_bytes()).collect();
     let ids: Vec<u8> = (0..7_i64).flat_map(i64::to_le_bytes).collect();
     let metadata = [("model".to_owned(), "v1".to_owned())].into();
     let tensors = [
         ("ids", TensorView::new(Type::I64, vec![7], &ids).unwrap()),
-        ("emb", TensorView::new(Type::F32, vec![7, 3], &vectors).unwrap()),
+        (
+            "emb",
+            TensorView::new(Type::F32, vec![7, 3], &vectors).unwrap(),
+        ),
     ];
     serialize_to_file(tensors, Some(metadata), &path).unwrap();
     open(&path).transform(&out, false, &add(3)).unwrap();
     assert_eq!(open(&out).all().unwrap(), expected(7, 3));
-    assert_eq!(read_labels(out.to_str().unwrap()).unwrap(), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        read_labels(out.to_str().unwrap()).unwrap(),
+        [0, 1, 2, 3, 4, 5, 6]
+    );
     let arrays = crate::Arrays::open(&out).unwrap();
     assert_eq!(arrays.metadata()["model"], "v1");
 }
@@ -222,7 +239,10 @@ fn a_vector_of_another_length_is_named() {
     let path = dir.path().join("a.parquet");
     table(&path, 30, &|row| if row == 20 { 3 } else { 4 });
     let error = open(&path).all().unwrap_err().to_string();
-    assert!(error.contains("vector 20 has 3 numbers, the first has 4"), "{error}");
+    assert!(
+        error.contains("vector 20 has 3 numbers, the first has 4"),
+        "{error}"
+    );
     let out = dir.path().join("b.parquet");
     assert!(open(&path).transform(&out, false, &add(4)).is_err());
     assert_eq!(left(&dir), ["a.parquet"]);
@@ -266,7 +286,9 @@ fn what_cannot_be_used_is_refused_and_nothing_is_left() {
     }
     let whole = dir.path().join("c.npy");
     write_integers(&whole, false, "labels", &[1, -2]).unwrap();
-    let error = read_labels(whole.to_str().unwrap()).unwrap_err().to_string();
+    let error = read_labels(whole.to_str().unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("-2 in row 1"), "{error}");
 }
 

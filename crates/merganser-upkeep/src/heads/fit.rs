@@ -86,7 +86,11 @@ impl Pool {
         let weight = |class: usize| self.counts()[class].saturating_sub(1) as f64;
         let mut sum = self.weighted_covariance(weight)?;
         let total: f64 = self.counts().iter().map(|&n| n as f64).sum();
-        let outer: Vec<f64> = self.global_mean().iter().map(|x| total.sqrt() * x).collect();
+        let outer: Vec<f64> = self
+            .global_mean()
+            .iter()
+            .map(|x| total.sqrt() * x)
+            .collect();
         sum.add_rows(&outer)?;
         let strength: f64 = (0..self.classes()).map(weight).sum();
         let mut gram: Matrix = sum.to_square();
@@ -103,7 +107,12 @@ impl Pool {
                 Ok(gamma)
             }
             Gamma::Auto(factor) => {
-                check_range("the factor of gamma", factor, (0.0, 1e6), "from 0 to a million")?;
+                check_range(
+                    "the factor of gamma",
+                    factor,
+                    (0.0, 1e6),
+                    "from 0 to a million",
+                )?;
                 let degrees = self.degrees();
                 if degrees == 0 {
                     return Err(Error::Unfit(

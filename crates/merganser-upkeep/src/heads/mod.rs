@@ -118,13 +118,16 @@ impl Pool {
             })
             .collect();
         rows.sort_by(|a, b| {
-            a.class.cmp(&b.class).then(a.count.cmp(&b.count)).then_with(|| {
-                let pairs = a.mean.iter().zip(&b.mean);
-                pairs
-                    .map(|(x, y)| x.total_cmp(y))
-                    .find(|order| order.is_ne())
-                    .unwrap_or(std::cmp::Ordering::Equal)
-            })
+            a.class
+                .cmp(&b.class)
+                .then(a.count.cmp(&b.count))
+                .then_with(|| {
+                    let pairs = a.mean.iter().zip(&b.mean);
+                    pairs
+                        .map(|(x, y)| x.total_cmp(y))
+                        .find(|order| order.is_ne())
+                        .unwrap_or(std::cmp::Ordering::Equal)
+                })
         });
         let mut means = Matrix::zeros(known, dim);
         let (mut counts, mut means_of) = (vec![0; known], vec![0; known]);
@@ -275,7 +278,9 @@ impl Pool {
         found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
         let median = found.get(found.len() / 2)?.0;
         let mean = |large: bool| {
-            let part = found.iter().filter(|(count, _)| (*count >= median) == large);
+            let part = found
+                .iter()
+                .filter(|(count, _)| (*count >= median) == large);
             let (count, sum) = part.fold((0, 0.0), |(k, sum), (_, x)| (k + 1, sum + x));
             (count >= 10 && sum > 0.0).then(|| sum / f64::from(count))
         };
@@ -299,7 +304,12 @@ fn gram(clients: &[Stats]) -> Result<Option<Matrix>> {
         for (i, cov) in covs.iter().enumerate() {
             let count = client.counts[i] as f64;
             sum.add_scaled(count - 1.0, cov);
-            let row: Vec<f64> = client.means.row(i).iter().map(|x| count.sqrt() * x).collect();
+            let row: Vec<f64> = client
+                .means
+                .row(i)
+                .iter()
+                .map(|x| count.sqrt() * x)
+                .collect();
             outer.add_rows(&row)?;
         }
         sum.add_scaled(1.0, &outer.to_square());

@@ -24,7 +24,12 @@ impl Stats {
             ));
         };
         check_size(
-            || format!("length of the features of `{}`, the drift's old version", drift.from),
+            || {
+                format!(
+                    "length of the features of `{}`, the drift's old version",
+                    drift.from
+                )
+            },
             self.dim(),
             map.weight.cols(),
         )?;
@@ -56,7 +61,10 @@ impl Stats {
             classes: self.classes.clone(),
             counts: self.counts.clone(),
             means: map.apply(&self.means),
-            covs: self.covs.as_ref().map(|covs| covs.iter().map(both).collect()),
+            covs: self
+                .covs
+                .as_ref()
+                .map(|covs| covs.iter().map(both).collect()),
             gram,
         })
     }

@@ -73,7 +73,11 @@ impl Stats {
             }
             for part in 0..parts {
                 let size = n / parts;
-                let end = if part + 1 == parts { n } else { (part + 1) * size };
+                let end = if part + 1 == parts {
+                    n
+                } else {
+                    (part + 1) * size
+                };
                 for &i in &members[part * size..end] {
                     slots[i] = classes.len();
                 }

@@ -101,7 +101,9 @@ impl Stats {
         {
             return Err(Error::file(
                 path,
-                format!("its format is `{other}`; expected `{FORMAT}`, as `merganser stats build` writes it"),
+                format!(
+                    "its format is `{other}`; expected `{FORMAT}`, as `merganser stats build` writes it"
+                ),
             ));
         }
         if metadata.get("format").is_some_and(|f| f == FORMAT)

@@ -97,7 +97,12 @@ fn fedcof_is_that_of_its_authors() {
         assert_eq!(counts, whole(&expected["class_counts"]), "{name}");
         let means = whole(&expected["n_means_per_class"]);
         assert_eq!(pool.means_of_class(), means, "{name}");
-        close(name, &pool.global_mean(), &expected["global_mean"].values, (1e-6, 1e-6));
+        close(
+            name,
+            &pool.global_mean(),
+            &expected["global_mean"].values,
+            (1e-6, 1e-6),
+        );
         let covs = &expected["class_cov_raw"].values;
         let size = covs.len() / classes;
         for class in (0..classes).filter(|&class| counts[class] > 0) {
@@ -105,8 +110,16 @@ fn fedcof_is_that_of_its_authors() {
             close(name, cov.as_slice(), &covs[class * size..][..size], loose);
         }
         let gram = pool.fedcof_gram(gamma).unwrap();
-        let largest = gram.as_slice().iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-        close(name, gram.as_slice(), &expected["gram"].values, (2e-4, 2e-6 * largest));
+        let largest = gram
+            .as_slice()
+            .iter()
+            .fold(0.0_f64, |max, x| max.max(x.abs()));
+        close(
+            name,
+            gram.as_slice(),
+            &expected["gram"].values,
+            (2e-4, 2e-6 * largest),
+        );
         let (head, found) = pool.head(Kind::FedCof(Gamma::Fixed(gamma))).unwrap();
         if let Some(weight) = expected.get("W_f64") {
             close(name, head.weight.as_slice(), &weight.values, (1e-6, 1e-6));
@@ -118,8 +131,17 @@ fn fedcof_is_that_of_its_authors() {
         let (ncm, _) = pool.head(Kind::Ncm).unwrap();
         if let Some(features) = inputs.get("test_features").map(matrix) {
             assert_eq!(answers(&head, &features), expected["pred"].values, "{name}");
-            assert_eq!(answers(&ncm, &features), expected["ncm_pred"].values, "{name}");
-            close(name, ncm.weight.as_slice(), &expected["ncm_W"].values, (1e-5, 1e-6));
+            assert_eq!(
+                answers(&ncm, &features),
+                expected["ncm_pred"].values,
+                "{name}"
+            );
+            close(
+                name,
+                ncm.weight.as_slice(),
+                &expected["ncm_W"].values,
+                (1e-5, 1e-6),
+            );
         }
     }
 }
@@ -131,7 +153,12 @@ fn a_class_nobody_has_is_never_the_answer() {
     for kind in [Kind::Ncm, Kind::FedCof(Gamma::Fixed(1.0)), Kind::Bayes(0.1)] {
         let (head, found) = pool.head(kind).unwrap();
         assert_eq!(found.absent, [3, 4]);
-        assert!(found.notes.iter().any(|note| note.contains("2 of 5 classes (3, 4)")));
+        assert!(
+            found
+                .notes
+                .iter()
+                .any(|note| note.contains("2 of 5 classes (3, 4)"))
+        );
         assert!(head.weight.row(3).iter().all(|&x| x == 0.0));
         // Features that point away from every class.
         let mut away = Matrix::zeros(1, 5);
@@ -183,21 +210,31 @@ fn ridge_on_covariances_is_ridge_on_features() {
         .collect();
     let pool = Pool::new(stats, None).unwrap();
     let (head, _) = pool.head(Kind::Ridge(lambda)).unwrap();
-    close("W", head.weight.as_slice(), &expected["fed3r_W"].values, (2e-4, 2e-4));
+    close(
+        "W",
+        head.weight.as_slice(),
+        &expected["fed3r_W"].values,
+        (2e-4, 2e-4),
+    );
     let test = matrix(&inputs["test_features"]);
     assert_eq!(answers(&head, &test), expected["fed3r_pred"].values);
     // The covariance within classes is that of all features together, whatever the clients are.
     let within = pool.within_classes().unwrap();
     let direct = Matrix::from_fn(within.rows(), within.cols(), |a, b| {
         let centred = |i: usize, j: usize| features.get(i, j) - pool.means().get(labels[i], j);
-        (0..labels.len()).map(|i| centred(i, a) * centred(i, b)).sum::<f64>()
+        (0..labels.len())
+            .map(|i| centred(i, a) * centred(i, b))
+            .sum::<f64>()
             / (labels.len() - pool.classes()) as f64
     });
     close("within", within.as_slice(), direct.as_slice(), (1e-6, 1e-6));
     let (bayes, _) = pool.head(Kind::Bayes(0.01)).unwrap();
     let truth = whole(&inputs["test_labels"]);
     let found = answers(&bayes, &test);
-    let right = found.iter().zip(&truth).filter(|(a, b)| **a as usize == **b);
+    let right = found
+        .iter()
+        .zip(&truth)
+        .filter(|(a, b)| **a as usize == **b);
     assert!(right.count() * 10 > truth.len() * 6);
 }
 
@@ -227,14 +264,27 @@ fn gamma_follows_the_scale_of_the_features() {
         pool.head(Kind::FedCof(Gamma::Auto(0.1))).unwrap()
     };
     let ((one, small), (other, large)) = (head(clients(&inputs)), head(scaled));
-    close("W", one.weight.as_slice(), other.weight.as_slice(), (1e-9, 1e-12));
+    close(
+        "W",
+        one.weight.as_slice(),
+        other.weight.as_slice(),
+        (1e-9, 1e-12),
+    );
     let ratio = large.regularised.unwrap() / small.regularised.unwrap();
     assert!((ratio / 1024.0_f64.powi(2) - 1.0).abs() < 1e-9);
     let (single, ..) = case("fedcof", "one_client_total");
     let pool = Pool::new(clients(&single), None).unwrap();
-    let error = pool.head(Kind::FedCof(Gamma::Auto(1.0))).unwrap_err().to_string();
+    let error = pool
+        .head(Kind::FedCof(Gamma::Auto(1.0)))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("--gamma a number"), "{error}");
-    assert!(pool.head(Kind::Ridge(1.0)).unwrap_err().to_string().contains("--gram"));
+    assert!(
+        pool.head(Kind::Ridge(1.0))
+            .unwrap_err()
+            .to_string()
+            .contains("--gram")
+    );
 }
 
 #[test]
@@ -265,7 +315,12 @@ fn statistics_move_by_closed_form() {
     };
     let check = |map: Map, means: &str, covs: &str| {
         let moved = stats.adapt(&drift(map)).unwrap();
-        close(means, moved.means.as_slice(), &expected[means].values, (1e-7, 1e-8));
+        close(
+            means,
+            moved.means.as_slice(),
+            &expected[means].values,
+            (1e-7, 1e-8),
+        );
         let found: Vec<f64> = moved
             .covs
             .iter()
@@ -279,15 +334,32 @@ fn statistics_move_by_closed_form() {
         bias: expected["b"].values.clone(),
     };
     check(
-        Map::Affine { forward: given.clone(), backward: None },
+        Map::Affine {
+            forward: given.clone(),
+            backward: None,
+        },
         "new_means",
         "new_covs",
     );
     let turned = orthogonal(&old, &new).unwrap();
-    close("Q", turned.weight.as_slice(), &expected["procrustes_Q"].values, (1e-7, 1e-8));
-    check(Map::Orthogonal(turned), "procrustes_means", "procrustes_covs");
+    close(
+        "Q",
+        turned.weight.as_slice(),
+        &expected["procrustes_Q"].values,
+        (1e-7, 1e-8),
+    );
+    check(
+        Map::Orthogonal(turned),
+        "procrustes_means",
+        "procrustes_covs",
+    );
     // Without noise in the way the fit is exact whatever the convention of the ridge.
     let fitted = affine(&old, &given.apply(&old), 0.0).unwrap();
-    close("A", fitted.weight.as_slice(), given.weight.as_slice(), (1e-8, 1e-9));
+    close(
+        "A",
+        fitted.weight.as_slice(),
+        given.weight.as_slice(),
+        (1e-8, 1e-9),
+    );
     let _ = params;
 }

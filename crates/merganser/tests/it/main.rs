@@ -4,9 +4,11 @@
 
 mod adapters;
 mod determinism;
+mod drift;
 mod evaluate;
 mod faults;
 mod golden;
+mod heads;
 mod merged_adapters;
 mod messages;
 mod models;
