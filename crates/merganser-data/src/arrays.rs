@@ -14,7 +14,7 @@ use crate::tensors::{Array, Element, checkpoint_arrays, metadata, read_npy};
 #[derive(Debug)]
 pub struct Arrays {
     path: PathBuf,
-    arrays: BTreeMap<String, Array>,
+    named: BTreeMap<String, Array>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -39,7 +39,7 @@ impl Arrays {
         }
         Ok(Self {
             path: path.to_owned(),
-            arrays,
+            named: arrays,
             metadata: strings,
         })
     }
@@ -51,7 +51,7 @@ impl Arrays {
 
     /// Names of the arrays, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.arrays.keys().map(String::as_str)
+        self.named.keys().map(String::as_str)
     }
 
     /// The strings in the header of a safetensors file.
@@ -61,7 +61,7 @@ impl Arrays {
 
     /// Whether there is an array of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.arrays.contains_key(name)
+        self.named.contains_key(name)
     }
 
     /// The first of these names that the file has.
@@ -133,7 +133,7 @@ impl Arrays {
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<&Array> {
-        self.arrays.get(name).ok_or_else(|| self.missing(name))
+        self.named.get(name).ok_or_else(|| self.missing(name))
     }
 
     fn missing(&self, name: &str) -> Error {

@@ -68,10 +68,10 @@ impl Error {
     /// Whether the system failed, as a full disk does, rather than what was given.
     pub fn is_of_system(&self) -> bool {
         match self {
-            Self::Data(merganser_data::Error::Io { doing, .. })
-            | Self::Data(merganser_data::Error::Store(merganser_store::Error::Io {
-                doing, ..
-            }))
+            Self::Data(
+                merganser_data::Error::Io { doing, .. }
+                | merganser_data::Error::Store(merganser_store::Error::Io { doing, .. }),
+            )
             | Self::Store(merganser_store::Error::Io { doing, .. }) => *doing != "open",
             _ => false,
         }

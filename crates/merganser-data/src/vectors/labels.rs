@@ -40,28 +40,27 @@ fn tensor(path: &Path, name: Option<&str>) -> Result<Vec<i64>> {
         arrays.shape(name).is_ok_and(|shape| shape.len() == 1)
             && arrays.is_float(name).is_ok_and(|float| !float)
     };
-    let name = match name {
-        Some(name) => name,
-        None => {
-            let found: Vec<&str> = arrays.names().filter(|name| whole(name)).collect();
-            match &found[..] {
-                [only] => only,
-                found if found.contains(&"labels") => "labels",
-                [] => {
-                    return Err(Error::source(
-                        path,
-                        "holds no tensor of whole numbers with one a row",
-                    ));
-                }
-                [first, ..] => {
-                    return Err(Error::source(
-                        path,
-                        format!(
-                            "holds several tensors of whole numbers; name one as `{}#{first}`",
-                            path.display()
-                        ),
-                    ));
-                }
+    let name = if let Some(name) = name {
+        name
+    } else {
+        let found: Vec<&str> = arrays.names().filter(|name| whole(name)).collect();
+        match &found[..] {
+            [only] => only,
+            found if found.contains(&"labels") => "labels",
+            [] => {
+                return Err(Error::source(
+                    path,
+                    "holds no tensor of whole numbers with one a row",
+                ));
+            }
+            [first, ..] => {
+                return Err(Error::source(
+                    path,
+                    format!(
+                        "holds several tensors of whole numbers; name one as `{}#{first}`",
+                        path.display()
+                    ),
+                ));
             }
         }
     };

@@ -88,46 +88,45 @@ impl VectorFile {
 
     fn arrays(path: &Path, name: Option<&str>) -> Result<Self> {
         let arrays = Arrays::open(path)?;
-        let name = match name {
-            Some(name) => name.to_owned(),
-            None => {
-                let matrices: Vec<&str> = arrays
-                    .names()
-                    .filter(|name| {
-                        arrays.get(name).is_ok_and(|array| {
-                            array.shape.len() == 2 && float(array.dtype()).is_some()
+        let name = if let Some(name) = name {
+            name.to_owned()
+        } else {
+            let matrices: Vec<&str> = arrays
+                .names()
+                .filter(|name| {
+                    arrays
+                        .get(name)
+                        .is_ok_and(|array| array.shape.len() == 2 && float(array.dtype()).is_some())
+                })
+                .collect();
+            match matrices[..] {
+                [only] => only.to_owned(),
+                [] => {
+                    let all: Vec<String> = arrays
+                        .names()
+                        .filter_map(|name| {
+                            let array = arrays.get(name).ok()?;
+                            Some(format!("{name} {} {:?}", array.dtype(), array.shape))
                         })
-                    })
-                    .collect();
-                match matrices[..] {
-                    [only] => only.to_owned(),
-                    [] => {
-                        let all: Vec<String> = arrays
-                            .names()
-                            .filter_map(|name| {
-                                let array = arrays.get(name).ok()?;
-                                Some(format!("{name} {} {:?}", array.dtype(), array.shape))
-                            })
-                            .collect();
-                        return Err(Error::source(
-                            path,
-                            format!(
-                                "holds no vectors; expected real numbers of shape (vectors, length), found {}",
-                                list(&all)
-                            ),
-                        ));
-                    }
-                    _ => {
-                        return Err(Error::source(
-                            path,
-                            format!(
-                                "holds several tensors of vectors, {}; name one as `{}#{}`",
-                                list(&matrices),
-                                path.display(),
-                                matrices[0]
-                            ),
-                        ));
-                    }
+                        .collect();
+                    return Err(Error::source(
+                        path,
+                        format!(
+                            "holds no vectors; expected real numbers of shape (vectors, length), found {}",
+                            list(&all)
+                        ),
+                    ));
+                }
+                _ => {
+                    return Err(Error::source(
+                        path,
+                        format!(
+                            "holds several tensors of vectors, {}; name one as `{}#{}`",
+                            list(&matrices),
+                            path.display(),
+                            matrices[0]
+                        ),
+                    ));
                 }
             }
         };

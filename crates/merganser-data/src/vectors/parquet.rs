@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use merganser_store::Dtype;
 use merganser_store::new_file::staging;
-use parquet::basic::Type as Physical;
+use parquet::basic::{Compression, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_typed_column_reader};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::data_type::{DataType, DoubleType, FloatType};
@@ -181,13 +181,16 @@ struct Block<T> {
     repetitions: Vec<i16>,
 }
 
+/// What is done with a block of rows; the number of the first is given.
+type Take<'a, T> = dyn FnMut(usize, &mut Block<T>) -> Result<()> + 'a;
+
 /// Gives the rows of a column block by block; `first` is the number of its first row.
 fn blocks<T: DataType<T: Copy>>(
     file: &VectorFile,
     mut column: ColumnReaderImpl<T>,
     levels: (i16, i16),
     mut first: usize,
-    take: &mut dyn FnMut(usize, &mut Block<T::T>) -> Result<()>,
+    take: &mut Take<'_, T::T>,
 ) -> Result<usize> {
     let (most_defined, most_repeated) = levels;
     let mut block = Block::<T::T> {
@@ -356,8 +359,9 @@ fn write(file: &VectorFile, created: File, change: &Change<'_>) -> Result<File, 
         .metadata()
         .row_groups()
         .first()
-        .map(|group| group.column(leaf).compression())
-        .unwrap_or(parquet::basic::Compression::UNCOMPRESSED);
+        .map_or(Compression::UNCOMPRESSED, |group| {
+            group.column(leaf).compression()
+        });
     let properties = WriterProperties::builder()
         .set_key_value_metadata(metadata.key_value_metadata().cloned())
         .set_column_dictionary_enabled(path.clone(), false)

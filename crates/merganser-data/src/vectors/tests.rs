@@ -32,12 +32,16 @@ fn add(dim: usize) -> impl Fn(usize, Rows<'_>) -> Result<(), String> + Sync {
         match rows {
             Rows::F32(rows) => {
                 for (i, row) in rows.chunks_mut(dim).enumerate() {
-                    row.iter_mut().for_each(|x| *x += (first + i + 1) as f32);
+                    for x in row {
+                        *x += (first + i + 1) as f32;
+                    }
                 }
             }
             Rows::F64(rows) => {
                 for (i, row) in rows.chunks_mut(dim).enumerate() {
-                    row.iter_mut().for_each(|x| *x += (first + i + 1) as f64);
+                    for x in row {
+                        *x += (first + i + 1) as f64;
+                    }
                 }
             }
         }

@@ -41,6 +41,9 @@ pub struct Anchors {
     unit: bool,
 }
 
+/// A kind of map, its ridge, and the squared error and sum of cosines it leaves on some anchors.
+type Judged = (&'static str, Option<f64>, f64, f64);
+
 impl Anchors {
     /// Anchors of finite vectors. With `unit` they are scaled to length 1; without an answer they are where all of them
     /// have that length up to rounding.
@@ -516,7 +519,7 @@ impl Anchors {
         folds: usize,
         ridges: &[f64],
         wanted: FitKind,
-    ) -> Result<Vec<(&'static str, Option<f64>, f64, f64)>> {
+    ) -> Result<Vec<Judged>> {
         let n = self.old.rows();
         let (held, rest): (Vec<usize>, Vec<usize>) = (0..n).partition(|i| i % folds == fold);
         let (held, rest) = (self.rows(&held), self.rows(&rest));

@@ -161,7 +161,7 @@ impl Pool {
             ));
         }
         let mut head = match kind {
-            Kind::Ncm => self.unit_rows("ncm", self.means().clone()),
+            Kind::Ncm => unit_rows("ncm", self.means().clone()),
             Kind::FedCof(gamma) => {
                 let gamma = self.gamma(gamma)?;
                 found.regularised = Some(gamma);
@@ -186,7 +186,7 @@ impl Pool {
                 }
                 let gram = self.fedcof_gram(gamma)?;
                 let weight = solve(&gram, &self.sums(), &mut found)?;
-                self.unit_rows("fedcof", weight)
+                unit_rows("fedcof", weight)
             }
             Kind::Ridge(lambda) => {
                 check_range("lambda", lambda, (0.0, 1e12), "from 0 to 10^12")?;
@@ -203,7 +203,7 @@ impl Pool {
                     gram.set(i, i, gram.get(i, i) + lambda);
                 }
                 let weight = solve(&gram, &self.sums(), &mut found)?;
-                self.unit_rows("ridge", weight)
+                unit_rows("ridge", weight)
             }
             Kind::Bayes(shrink) => self.discriminant(shrink, &mut found)?,
         };
@@ -225,15 +225,6 @@ impl Pool {
         let mut sums = self.means().clone();
         sums.scale_rows(&counts);
         sums
-    }
-
-    fn unit_rows(&self, method: &'static str, mut weight: Matrix) -> Head {
-        crate::drift::normalise(&mut weight);
-        Head {
-            method,
-            bias: vec![0.0; weight.rows()],
-            weight,
-        }
     }
 
     /// The covariance within classes: exactly, if all rows have theirs, otherwise as FedCOF estimates it.
@@ -286,6 +277,16 @@ impl Pool {
             weight,
             bias,
         })
+    }
+}
+
+/// The head of rows scaled to length 1, without a bias.
+fn unit_rows(method: &'static str, mut weight: Matrix) -> Head {
+    crate::drift::normalise(&mut weight);
+    Head {
+        method,
+        bias: vec![0.0; weight.rows()],
+        weight,
     }
 }
 

@@ -295,7 +295,7 @@ fn diagnosis(drift: &Drift, found: &Diagnostics) -> String {
     lines.push(("advice", found.advice.to_string()));
     let mut text = String::new();
     for (name, value) in lines {
-        let _ = writeln!(text, "{name:<28}{value}");
+        let _ = writeln!(text, "{name:<30}{value}");
     }
     if !found.held_out.is_empty() {
         text.push_str("\non anchors held out:\n");
