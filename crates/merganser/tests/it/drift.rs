@@ -46,15 +46,12 @@ fn refused(dir: &Path, line: &str) -> String {
 fn write(dir: &Path, tensors: &Tensors) {
     for (name, tensor) in tensors {
         let path = dir.join(format!("{name}.npy"));
-        match tensor.shape[..] {
-            [_, dim] => {
-                let values: Vec<f32> = tensor.values.iter().map(|&x| x as f32).collect();
-                write_vectors(&path, false, dim, &values).expect("written");
-            }
-            _ => {
-                let values: Vec<i64> = tensor.values.iter().map(|&x| x as i64).collect();
-                write_integers(&path, false, name, &values).expect("written");
-            }
+        if let [_, dim] = tensor.shape[..] {
+            let values: Vec<f32> = tensor.values.iter().map(|&x| x as f32).collect();
+            write_vectors(&path, false, dim, &values).expect("written");
+        } else {
+            let values: Vec<i64> = tensor.values.iter().map(|&x| x as i64).collect();
+            write_integers(&path, false, name, &values).expect("written");
         }
     }
 }
