@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Diagnose(Diagnose),
     /// Measure models on labelled data: accuracy, perplexity, similarity, retrieval
     Evaluate(crate::commands::evaluate::Evaluate),
+    /// Choose a recipe's parameters, with labels or without
+    Tune(crate::commands::tune::Tune),
     /// Turn what a fine-tune learned into a LoRA adapter or a task vector
     Extract(crate::commands::extract::Extract),
     /// Add adapters and task vectors to a model

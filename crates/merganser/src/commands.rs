@@ -18,6 +18,7 @@ mod rebuild;
 mod seal;
 mod spectra;
 pub(crate) mod stats;
+pub(crate) mod tune;
 
 use std::path::Path;
 
@@ -87,6 +88,10 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Head(head) => {
             pool()?;
             head::run(head, output)
+        }
+        Command::Tune(tune) => {
+            pool()?;
+            tune::run(tune, arguments.global.memory, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {
