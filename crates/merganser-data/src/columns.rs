@@ -91,7 +91,7 @@ pub fn read_columns(
         0 => Vec::new(),
         n => vec![format!(
             "{n} rows without a value in column `{}` are left out",
-            texts_from[0]
+            names[0]
         )],
     };
     Ok(Columns {

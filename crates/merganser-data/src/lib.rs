@@ -22,6 +22,7 @@
 //! Padding is marked in every batch, and which samples share a batch changes nothing else: a sample's ids and pixels are
 //! the same for every batch size.
 
+mod arrays;
 mod columns;
 mod error;
 mod labels;
@@ -37,7 +38,9 @@ mod source;
 mod table;
 mod tensors;
 mod text;
+mod vectors;
 
+pub use arrays::Arrays;
 pub use columns::{Columns, read_columns};
 pub use error::{Error, Place, Result};
 pub use labels::Labels;
@@ -46,3 +49,4 @@ pub use samples::{Chunk, Images, Inputs, Samples};
 pub use source::{Format, Source};
 pub use tensors::read_npy_real;
 pub use text::{DEFAULT_MAX_LENGTH, Sequence};
+pub use vectors::{Rows, VectorFile, read_labels, write_integers, write_numbers, write_vectors};

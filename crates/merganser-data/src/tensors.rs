@@ -77,24 +77,13 @@ pub(crate) enum Element {
 
 impl TensorFile {
     pub(crate) fn safetensors(path: &Path, split: Option<&str>) -> Result<Self> {
-        let checkpoint = Arc::new(Checkpoint::open(path)?);
-        let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
+        let mut arrays = checkpoint_arrays(path)?;
+        let names: Vec<&str> = arrays.keys().map(String::as_str).collect();
         let prefix = prefix(path, &names, split)?;
         let mut tensors = BTreeMap::new();
         for (key, aliases) in KNOWN {
             for alias in aliases {
-                let name = format!("{prefix}{alias}");
-                if let Some(info) = checkpoint.tensors().get(&name) {
-                    let array = Array {
-                        path: path.to_owned(),
-                        name,
-                        shape: info.shape.clone(),
-                        dtype: info.dtype,
-                        data: Data::Checkpoint {
-                            checkpoint: checkpoint.clone(),
-                            info: info.clone(),
-                        },
-                    };
+                if let Some(array) = arrays.remove(&format!("{prefix}{alias}")) {
                     tensors.entry(key).or_insert(array);
                 }
             }
@@ -169,8 +158,29 @@ impl TensorFile {
     }
 }
 
+/// Every tensor of a file, by name.
+pub(crate) fn checkpoint_arrays(path: &Path) -> Result<BTreeMap<String, Array>> {
+    let checkpoint = Arc::new(Checkpoint::open(path)?);
+    let tensors = checkpoint.tensors().values();
+    Ok(tensors
+        .map(|info| {
+            let array = Array {
+                path: path.to_owned(),
+                name: info.name.clone(),
+                shape: info.shape.clone(),
+                dtype: info.dtype,
+                data: Data::Checkpoint {
+                    checkpoint: checkpoint.clone(),
+                    info: info.clone(),
+                },
+            };
+            (info.name.clone(), array)
+        })
+        .collect())
+}
+
 /// The metadata of a safetensors file. Its header was validated before.
-fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
+pub(crate) fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
     use std::io::Read;
     let failed = |cause| Error::io("read", path, cause);
     let mut file = File::open(path).map_err(failed)?;
@@ -264,14 +274,66 @@ impl Array {
     /// One row as it is stored, which is what 8-bit elements are.
     pub(crate) fn bytes(&self, row: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.width() * self.dtype.size()];
-        let offset = row as u64 * bytes.len() as u64;
+        self.read(row as u64 * bytes.len() as u64, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `bytes` with what is stored from byte `offset` of the array on.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         match &self.data {
-            Data::Checkpoint { checkpoint, info } => checkpoint.read(info, offset, &mut bytes)?,
+            Data::Checkpoint { checkpoint, info } => checkpoint.read(info, offset, bytes)?,
             Data::Npy { file, start } => file
-                .read_exact_at(&mut bytes, start + offset)
+                .read_exact_at(bytes, start.saturating_add(offset))
                 .map_err(|cause| Error::io("read", &self.path, cause))?,
         }
+        Ok(())
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// `count` elements from element `from` on, as they are stored.
+    fn elements(&self, from: usize, count: usize) -> Result<Vec<u8>> {
+        let size = self.dtype.size();
+        let all: usize = self.shape.iter().product();
+        if from.checked_add(count).is_none_or(|end| end > all) {
+            return Err(self.refuse(format!(
+                "elements {from} to {} were asked for, of {all}",
+                from.saturating_add(count)
+            )));
+        }
+        let mut bytes = vec![0; count * size];
+        self.read((from * size) as u64, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// `count` elements of any type, from element `from` on.
+    pub(crate) fn numbers(&self, from: usize, count: usize) -> Result<Vec<f64>> {
+        let bytes = self.elements(from, count)?;
+        match float(self.dtype) {
+            Some(Float::F64) => {
+                let (numbers, _) = bytes.as_chunks::<8>();
+                Ok(numbers.iter().map(|b| f64::from_le_bytes(*b)).collect())
+            }
+            Some(kind) => {
+                let mut values = vec![0.0; count];
+                decode(kind, &bytes, &mut values);
+                Ok(values.into_iter().map(f64::from).collect())
+            }
+            None => {
+                let whole = integers(self.dtype, &bytes).ok_or_else(|| {
+                    self.refuse(format!("found {}, expected numbers", self.dtype))
+                })?;
+                Ok(whole.into_iter().map(|x| x as f64).collect())
+            }
+        }
+    }
+
+    /// `count` elements of whole numbers, from element `from` on.
+    pub(crate) fn whole(&self, from: usize, count: usize) -> Result<Vec<i64>> {
+        integers(self.dtype, &self.elements(from, count)?)
+            .ok_or_else(|| self.refuse(format!("found {}, expected integers", self.dtype)))
     }
 
     /// One row of floating-point elements.
@@ -294,7 +356,7 @@ impl Array {
     }
 }
 
-fn float(dtype: Dtype) -> Option<Float> {
+pub(crate) fn float(dtype: Dtype) -> Option<Float> {
     Some(match dtype {
         Dtype::F64 => Float::F64,
         Dtype::F32 => Float::F32,
@@ -350,7 +412,7 @@ pub fn read_npy_real(path: &Path) -> Result<(Vec<usize>, Vec<f64>)> {
     }
 }
 
-fn read_npy(name: &str, path: &Path) -> Result<Array> {
+pub(crate) fn read_npy(name: &str, path: &Path) -> Result<Array> {
     let file = SourceFile::open(path)?;
     let mut prefix = vec![0; npy::MAX_PREFIX.min(file.size() as usize)];
     file.read_exact_at(&mut prefix, 0)

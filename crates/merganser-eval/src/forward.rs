@@ -252,6 +252,26 @@ pub(crate) fn collect(
     Ok(vectors)
 }
 
+/// The vectors of `samples` by a model: its customary feature unless one is named, of length 1 if `unit`.
+///
+/// # Errors
+/// Those of [`features`].
+pub fn vectors(
+    model: &crate::Loaded,
+    samples: &Samples,
+    feature: Option<Feature>,
+    unit: bool,
+    batch_size: usize,
+) -> Result<Vectors> {
+    let network = model.network(modality(samples))?;
+    let feature = feature.map_or_else(|| model.feature(&network), Ok)?;
+    let mut found = features(&network, model, samples, feature, batch_size)?;
+    if unit {
+        found.normalise();
+    }
+    Ok(found)
+}
+
 /// The features of `samples`.
 ///
 /// # Errors

@@ -43,7 +43,7 @@ pub use classify::{ClassCount, Predictions};
 pub use embed::{Matches, cosines, embed};
 pub use error::{EvalError, Result};
 pub use evaluation::{Options, Step, evaluate};
-pub use forward::{Feature, Vectors, features};
+pub use forward::{Feature, Vectors, features, vectors};
 pub use head::{Head, LinearHead, class_logits};
 pub use interval::{Interval, mean, ratio, spearman, wilson};
 pub use lame::{Affinity, lame};

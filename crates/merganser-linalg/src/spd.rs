@@ -119,6 +119,18 @@ impl<T: Real> Spd<T> {
         self.ridge
     }
 
+    /// L itself, with zeros above the diagonal: L Lᵀ = A + ρI. With standard normal z, L z has this covariance; the sum of
+    /// 2 ln L_ii is ln det(A + ρI).
+    #[must_use]
+    pub fn lower(&self) -> Matrix<T> {
+        let n = self.dim();
+        let mut lower = Matrix::zeros(n, n);
+        for i in 0..n {
+            lower.row_mut(i)[..=i].copy_from_slice(&self.buffer.row(i)[..=i]);
+        }
+        lower
+    }
+
     /// The smallest pivot L_ii² over the largest diagonal element of A + ρI: near the rounding of `T`, the matrix is
     /// singular for all that its numbers say. It bounds 1 / condition from above.
     pub fn smallest_pivot(&self) -> f64 {
@@ -439,6 +451,17 @@ mod tests {
             assert!(spd.residual(&c, &x).norm() < 1e-9 * c.norm());
             assert!(spd.smallest_pivot() > 0.0 && spd.smallest_pivot() < 1.0);
         }
+    }
+
+    #[test]
+    fn the_factor_rebuilds_the_matrix() {
+        let a = gram(300, 400);
+        let lower = Spd::factor(a.clone(), 0.25).unwrap().lower();
+        assert!(lower.get(0, 1) == 0.0 && lower.get(299, 299) > 0.0);
+        let mut rest = gemm::mul_nt(&lower, &lower);
+        rest.add_scaled(-1.0, &a);
+        rest.add_scaled(-0.25, &Matrix::identity(300));
+        assert!(rest.norm() < 1e-12 * a.norm());
     }
 
     #[test]

@@ -151,6 +151,17 @@ pub enum Error {
         /// Some of what it holds.
         found: String,
     },
+    /// A file is there already under the name of one to be written.
+    #[error(
+        "`{}` exists{}", path.display(),
+        if *regular { "; give another name, or replace it with --overwrite" } else { " and is no file; give another name" }
+    )]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+        /// Whether it is a regular file, which could be replaced.
+        regular: bool,
+    },
     /// Another process works on the same output.
     #[error(
         "another merganser process is writing to `{}`; wait for it to end, or choose another output folder",

@@ -33,6 +33,7 @@ pub mod header;
 pub mod hub;
 pub mod journal;
 pub mod names;
+pub mod new_file;
 pub mod pickle;
 pub mod publish;
 pub mod shard;

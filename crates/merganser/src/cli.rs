@@ -82,6 +82,14 @@ pub(crate) enum Command {
     Bv(crate::commands::bv::Bv),
     /// Say which predictions no change of a given size can alter: heads, compressed networks, smallest edits
     Certify(crate::commands::certify::Certify),
+    /// Write what a model makes of samples into a file of vectors
+    Embed(crate::commands::embed::Embed),
+    /// Keep an index of embeddings in use when their model changes
+    Drift(crate::commands::drift::DriftArguments),
+    /// Statistics of classes: build them from features, take them to a newer model
+    Stats(crate::commands::stats::StatsArguments),
+    /// Make a classifier from statistics of classes, without training
+    Head(crate::commands::head::HeadArguments),
     /// Put the parts of a merge together
     Seal(Seal),
     /// Look into models: tensors, sizes, layers; several are compared with the first

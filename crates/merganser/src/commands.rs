@@ -7,8 +7,11 @@ mod calibrate;
 pub(crate) mod certify;
 mod demo;
 mod diagnose;
+pub(crate) mod drift;
+pub(crate) mod embed;
 pub(crate) mod evaluate;
 pub(crate) mod extract;
+pub(crate) mod head;
 mod inspect;
 mod manual;
 mod merge;
@@ -17,6 +20,7 @@ mod plan;
 mod rebuild;
 mod seal;
 mod spectra;
+pub(crate) mod stats;
 pub(crate) mod tune;
 
 use std::path::Path;
@@ -71,6 +75,22 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Apply(apply) => {
             pool()?;
             apply::run(apply, arguments.global.memory, output)
+        }
+        Command::Drift(drift) => {
+            pool()?;
+            drift::run(drift, output)
+        }
+        Command::Embed(embed) => {
+            pool()?;
+            embed::run(embed, arguments.global.memory, output)
+        }
+        Command::Stats(stats) => {
+            pool()?;
+            stats::run(stats, output)
+        }
+        Command::Head(head) => {
+            pool()?;
+            head::run(head, output)
         }
         Command::Tune(tune) => {
             pool()?;

@@ -24,6 +24,7 @@ pub use merganser_report as report;
 pub use merganser_run as run;
 pub use merganser_store as store;
 pub use merganser_trust as trust;
+pub use merganser_upkeep as upkeep;
 
 mod adapters;
 pub mod audit;

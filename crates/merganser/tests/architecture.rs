@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of the workspace each crate may use.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("merganser-store", &[]),
     ("merganser-kernels", &[]),
     ("merganser-linalg", &[]),
@@ -35,6 +35,10 @@ const ARROWS: [(&str, &[&str]); 16] = [
         ],
     ),
     ("merganser-trust", &["merganser-linalg", "merganser-model"]),
+    (
+        "merganser-upkeep",
+        &["merganser-data", "merganser-linalg", "merganser-store"],
+    ),
     (
         "merganser-plan",
         &["merganser-methods", "merganser-recipe", "merganser-store"],
@@ -70,6 +74,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "merganser-run",
             "merganser-store",
             "merganser-trust",
+            "merganser-upkeep",
         ],
     ),
     ("merganser-testkit", &[]),

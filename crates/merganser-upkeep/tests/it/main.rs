@@ -1,0 +1,7 @@
+//! Golden cases made with the authors' code, and what the formulas promise.
+
+#![allow(clippy::unwrap_used)]
+
+mod drift;
+mod heads;
+mod properties;
