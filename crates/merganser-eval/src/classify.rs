@@ -81,7 +81,7 @@ impl Predictions {
 }
 
 /// The first position of the largest value, as torch's argmax.
-fn argmax(row: &[f32]) -> u32 {
+pub(crate) fn argmax(row: &[f32]) -> u32 {
     let mut best = 0;
     for (at, x) in row.iter().enumerate() {
         if *x > row[best] {

@@ -1,18 +1,22 @@
 //! One task on one model: samples are loaded, run and scored.
 
-use merganser_data::{LoadOptions, read_columns};
+use merganser_data::{LoadOptions, Samples, read_columns};
 
 use crate::classify::Predictions;
 use crate::embed::{Matches, cosines, embed};
 use crate::error::{EvalError, Result};
 use crate::evaluation::Options;
-use crate::forward::{Vectors, is_causal, modality};
+use crate::forward::{Vectors, features, is_causal, modality};
 use crate::head::{Head, class_logits};
 use crate::interval::{mean, ratio, spearman};
+use crate::lame::{Affinity, lame};
 use crate::loaded::Loaded;
 use crate::perplexity::likelihood;
 use crate::results::{Metric, Score};
 use crate::task::{Kind, Task};
+
+/// Samples whose predictions LAME corrects together.
+const LAME_BATCH: usize = 64;
 
 /// Nearest passages looked at by default.
 const NEAREST: [usize; 3] = [1, 5, 10];
@@ -72,15 +76,72 @@ fn classification(
     let samples = model
         .processor()
         .load(&task.data, &load_options(task, true))?;
-    notes.extend(samples.notes.iter().cloned());
-    let Some(labels) = &samples.labels else {
+    if samples.labels.is_none() {
+        return Err(EvalError::Labels("there are none".into()));
+    }
+    let answers = answer(model, task, options, open, &samples)?;
+    notes.extend(answers.notes.iter().cloned());
+    let Some(predictions) = answers.predictions else {
         return Err(EvalError::Labels("there are none".into()));
     };
+    let mut score = Score::share(predictions.hits(), samples.rows);
+    score.classes = predictions.by_class();
+    let recalls: f64 = score
+        .classes
+        .iter()
+        .map(|class| class.correct as f64 / class.samples as f64)
+        .sum();
+    let balanced = recalls / score.classes.len() as f64;
+    score.also.insert("balanced".into(), balanced);
+    Ok((Metric::Accuracy, score))
+}
+
+/// What a model answers on the samples of a classification task.
+#[derive(Debug)]
+pub struct Answers {
+    /// Class logits of each sample; the logarithms of probabilities where [`Task::lame`] corrected them.
+    pub logits: Vectors,
+    /// What was given and what is right, if the samples have labels.
+    pub predictions: Option<Predictions>,
+    /// Number of each sample in its source.
+    pub rows: Vec<u64>,
+    /// What was assumed: to be told to the user.
+    pub notes: Vec<String>,
+}
+
+/// Runs a classification task on a model, with labels where there are any.
+///
+/// # Errors
+/// Samples, a head or labels that do not fit the model; a failing forward pass.
+pub fn answers(
+    model: &Loaded,
+    task: &Task,
+    options: &Options,
+    open: &dyn Fn(&str) -> Result<Loaded>,
+) -> Result<Answers> {
+    let load = |labels| {
+        model
+            .processor()
+            .load(&task.data, &load_options(task, labels))
+    };
+    // What else is wrong with the samples shows again without labels.
+    let samples = load(true).or_else(|_| load(false))?;
+    answer(model, task, options, open, &samples)
+}
+
+fn answer(
+    model: &Loaded,
+    task: &Task,
+    options: &Options,
+    open: &dyn Fn(&str) -> Result<Loaded>,
+    samples: &Samples,
+) -> Result<Answers> {
+    let mut notes = samples.notes.clone();
     let head = task.head.as_deref().map(Head::open).transpose()?;
-    let logits = class_logits(
+    let mut logits = class_logits(
         model,
         head.as_ref(),
-        &samples,
+        samples,
         task.feature,
         task.unit,
         options.batch_size,
@@ -94,18 +155,47 @@ fn classification(
             None => None,
         },
     };
-    let predictions = Predictions::new(&logits, labels, names.as_deref())?;
-    notes.extend(predictions.notes.iter().cloned());
-    let mut score = Score::share(predictions.hits(), samples.rows.clone());
-    score.classes = predictions.by_class();
-    let recalls: f64 = score
-        .classes
-        .iter()
-        .map(|class| class.correct as f64 / class.samples as f64)
-        .sum();
-    let balanced = recalls / score.classes.len() as f64;
-    score.also.insert("balanced".into(), balanced);
-    Ok((Metric::Accuracy, score))
+    if let Some(affinity) = task.lame {
+        let network = model.network(modality(samples))?;
+        let feature = task.feature.map_or_else(|| model.feature(&network), Ok)?;
+        let features = features(&network, model, samples, feature, options.batch_size)?;
+        logits = corrected(&logits, &features, affinity)?;
+        notes.push(format!(
+            "predictions are drawn towards those of near samples, {LAME_BATCH} at a time in the order of the data: right \
+             for streams in which neighbours share classes, harmful for shuffled samples"
+        ));
+    }
+    let predictions = match &samples.labels {
+        None => None,
+        Some(labels) => Some(Predictions::new(&logits, labels, names.as_deref())?),
+    };
+    notes.extend(predictions.iter().flat_map(|found| found.notes.clone()));
+    Ok(Answers {
+        logits,
+        predictions,
+        rows: samples.rows.clone(),
+        notes,
+    })
+}
+
+/// The logarithms of what LAME makes of logits, batch by batch.
+fn corrected(logits: &Vectors, features: &Vectors, affinity: Affinity) -> Result<Vectors> {
+    let part = |all: &Vectors, from: usize| {
+        let to = (from + LAME_BATCH).min(all.len());
+        Vectors {
+            width: all.width,
+            values: all.values[from * all.width..to * all.width].to_vec(),
+        }
+    };
+    let mut values = Vec::with_capacity(logits.values.len());
+    for from in (0..logits.len()).step_by(LAME_BATCH) {
+        let found = lame(&part(logits, from), &part(features, from), affinity)?;
+        values.extend(found.values.iter().map(|p| p.max(f32::MIN_POSITIVE).ln()));
+    }
+    Ok(Vectors {
+        width: logits.width,
+        values,
+    })
 }
 
 fn perplexity(

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
 use crate::forward::Feature;
+use crate::lame::Affinity;
 
 /// Longest file of tasks that is read.
 const MAX_FILE: u64 = 4 << 20;
@@ -84,6 +85,9 @@ pub struct Task {
     /// `passage`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<[String; 2]>,
+    /// Classification: draw the predictions of every 64 samples towards those of near ones ([`lame`](crate::lame)).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lame: Option<Affinity>,
     /// Similarity: the column of scores (default: `score`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<String>,

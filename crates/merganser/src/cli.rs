@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Diagnose(Diagnose),
     /// Measure models on labelled data: accuracy, perplexity, similarity, retrieval
     Evaluate(crate::commands::evaluate::Evaluate),
+    /// Choose a recipe's parameters, with labels or without
+    Tune(crate::commands::tune::Tune),
     /// Turn what a fine-tune learned into a LoRA adapter or a task vector
     Extract(crate::commands::extract::Extract),
     /// Add adapters and task vectors to a model
@@ -78,7 +80,7 @@ pub(crate) enum Command {
     Audit(crate::commands::audit::Audit),
     /// Compare backdoor vectors, and subtract injected ones from a merged model
     Bv(crate::commands::bv::Bv),
-    /// Say which predictions no change of a given size can alter: heads, compressed networks, smallest edits
+    /// Say which predictions a change of weights of a given size cannot alter
     Certify(crate::commands::certify::Certify),
     /// Put the parts of a merge together
     Seal(Seal),

@@ -17,6 +17,7 @@ mod plan;
 mod rebuild;
 mod seal;
 mod spectra;
+pub(crate) mod tune;
 
 use std::path::Path;
 
@@ -82,6 +83,10 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         Command::Certify(certify) => {
             pool()?;
             certify::run(certify, output)
+        }
+        Command::Tune(tune) => {
+            pool()?;
+            tune::run(tune, arguments.global.memory, output)
         }
         Command::Seal(seal) => seal::run(seal, output),
         Command::Inspect(inspect) => {

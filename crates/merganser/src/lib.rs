@@ -32,6 +32,7 @@ mod demo;
 mod merge_adapters;
 mod rebuild;
 mod stream;
+mod tune;
 mod workflow;
 
 pub use adapters::{LoraOptions, apply, extract_lora, extract_task_vector};
@@ -39,6 +40,7 @@ pub use demo::{Demo, demo};
 pub use merganser_run::{Event, Observer, Quiet, seal};
 pub use merge_adapters::{PlannedAdapter, asks_for_adapter, merge_adapters, plan_adapters};
 pub use rebuild::rebuild;
+pub use tune::{Candidate, Choice, Knob, Strategy, TuneOptions, Tuned, Watch, tune};
 pub use workflow::{
     Failure, MergeOptions, Planned, calibrate, diagnose_recipe, merge_recipe, plan_recipe,
 };

@@ -4,5 +4,6 @@
 
 mod classification;
 mod language;
+mod selection;
 mod support;
 mod tables;

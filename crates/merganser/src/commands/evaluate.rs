@@ -6,7 +6,7 @@ use clap::Args;
 use merganser::Failure;
 use merganser::data::{Format, Source};
 use merganser::eval::{
-    EvalError, Evaluation, Feature, Kind, Loaded, Options, Task, evaluate, read_tasks,
+    Affinity, EvalError, Evaluation, Feature, Kind, Loaded, Options, Task, evaluate, read_tasks,
 };
 use merganser::recipe::ModelRef;
 use merganser::run::RunError;
@@ -65,6 +65,9 @@ pub(crate) struct Measure {
     /// Scale features to unit length before the head
     #[arg(long, conflicts_with = "tasks")]
     pub(crate) unit: bool,
+    /// Classification: draw predictions towards those of near samples, for streams whose neighbours share classes: knn, rbf or linear
+    #[arg(long, value_name = "AFFINITY", conflicts_with = "tasks")]
+    pub(crate) lame: Option<Affinity>,
     /// Perplexity: read the rows as one text, in windows of the maximum length
     #[arg(long, conflicts_with = "tasks")]
     pub(crate) concat: bool,
@@ -198,6 +201,7 @@ fn tasks(arguments: &Evaluate) -> Result<Vec<Task>, Failure> {
         head: measure.head.clone(),
         feature: measure.feature,
         unit: measure.unit,
+        lame: measure.lame,
         reference: measure.reference.clone(),
         columns,
         score: measure.score.clone(),
@@ -211,7 +215,7 @@ fn tasks(arguments: &Evaluate) -> Result<Vec<Task>, Failure> {
 }
 
 /// Opens a model as recipes name it: a folder or Hub id, with `+adapter`.
-fn open(text: &str, memory: u64) -> Result<Loaded, EvalError> {
+pub(crate) fn open(text: &str, memory: u64) -> Result<Loaded, EvalError> {
     let unfit = |problem: String| EvalError::Unfit {
         model: text.to_owned(),
         problem,
@@ -233,7 +237,7 @@ fn open(text: &str, memory: u64) -> Result<Loaded, EvalError> {
 }
 
 /// What stands in a file or on the command line is bad input; what only running shows is a failure.
-fn failure(error: EvalError) -> Failure {
+pub(crate) fn failure(error: EvalError) -> Failure {
     fn failed(error: &EvalError) -> bool {
         match error {
             EvalError::Compute(_) => true,

@@ -713,3 +713,44 @@ fn inspect_tells_where_the_energy_lies() {
     let run = merganser(dir.path(), &["inspect", "base", "--spectra"]).refused();
     assert!(run.stderr.contains("name the base first"), "{}", run.stderr);
 }
+
+#[test]
+fn random_projection_extracts_nearly_the_best_adapter() {
+    let dir = TempDir::new().expect("a folder");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/demo");
+    let at = |name: &str| demo.join(name).display().to_string();
+    let (fine, base) = (at("tasks/sum"), at("base"));
+    let error = |out: &str, more: &[&str]| -> f64 {
+        let fixed = [
+            "extract", "lora", &*fine, &*base, "-o", out, "--rank", "6", "--json",
+        ];
+        let run = merganser(dir.path(), &[&fixed, more].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let last: Value =
+            serde_json::from_str(run.stdout.lines().last().expect("an event")).expect("JSON");
+        last["relative_error"].as_f64().expect("an error")
+    };
+    let (best, found) = (error("exact", &[]), error("found", &["--randomized"]));
+    assert!(
+        found >= best * (1.0 - 1e-9) && found < 1.1 * best,
+        "{found} {best}"
+    );
+    let fixed = [
+        "extract",
+        "lora",
+        &*fine,
+        &*base,
+        "-o",
+        "none",
+        "--energy",
+        "0.5",
+        "--randomized",
+    ];
+    let run = merganser(dir.path(), &fixed);
+    assert_eq!(run.code, Some(2));
+    assert!(
+        run.stderr.contains("needs a limit of the rank"),
+        "{}",
+        run.stderr
+    );
+}

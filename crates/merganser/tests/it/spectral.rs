@@ -143,3 +143,75 @@ fn fused_matrices_may_be_merged_as_three() {
     assert_eq!(merged("fused", "{split_fused_qkv: true}"), single);
     assert_ne!(merged("fused", "{}"), single);
 }
+
+/// A recipe of the demo's four fine-tunes.
+fn of_the_demo(head: &str) -> String {
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/demo");
+    let demo = demo.display();
+    let tasks = ["turned", "sum", "larger", "difference"];
+    let models = tasks.map(|task| format!("  - model: {demo}/tasks/{task}\n"));
+    let models = models.concat();
+    format!("{head}\nbase_model: {demo}/base\nmodels:\n{models}dtype: float32\n")
+}
+
+#[test]
+fn random_projection_comes_close_and_says_what_it_left_out() {
+    let dir = TempDir::new().expect("a folder");
+    let merge = |head: &str, out: &str| {
+        fs::write(dir.path().join("recipe.yml"), of_the_demo(head)).expect("a recipe");
+        let done = run(dir.path(), ["merge", "recipe.yml", out]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let tensors = read_safetensors(&dir.path().join(out).join("model.safetensors"));
+        (tensors, done.stderr)
+    };
+    let (exact, plain) = merge("merge_method: tsv_m", "exact");
+    assert!(!plain.contains("random projection"), "{plain}");
+    let (found, said) = merge(
+        "merge_method: tsv_m\nparameters: {randomized: true}",
+        "found",
+    );
+    assert!(said.contains("random projection left out"), "{said}");
+    let base = of_the_demo("").lines().find_map(|line| {
+        let path = line.strip_prefix("base_model: ")?;
+        Some(read_safetensors(
+            &std::path::Path::new(path).join("model.safetensors"),
+        ))
+    });
+    let base = base.expect("a base");
+    let (mut off, mut total) = (0.0, 0.0);
+    for (name, tensor) in &exact {
+        for ((x, y), w) in tensor
+            .values
+            .iter()
+            .zip(&found[name].values)
+            .zip(&base[name].values)
+        {
+            off += (x - y).powi(2);
+            total += (x - w).powi(2);
+        }
+    }
+    let relative = (off / total).sqrt();
+    assert!(relative > 0.0 && relative < 0.2, "{relative}");
+}
+
+#[test]
+fn updates_with_fewer_directions_than_their_shape_are_named() {
+    let dir = TempDir::new().expect("a folder");
+    let tensor = |scale: f32| -> Vec<Entry<'static>> {
+        let values = (0..12 * 8)
+            .map(|i| scale * ((i / 8) as f32 - 4.0) * ((i % 8) as f32 + 1.0))
+            .collect();
+        vec![("model.layers.0.q.weight", Dtype::F32, vec![12, 8], values)]
+    };
+    for (name, scale) in [("base", 0.0), ("fine", 0.25)] {
+        checkpoint::write(&dir.path().join(name), &json!({}), &tensor(scale));
+    }
+    let recipe =
+        "merge_method: iso_c\nbase_model: base\nmodels:\n  - model: fine\ndtype: float32\n";
+    fs::write(dir.path().join("recipe.yml"), recipe).expect("a recipe");
+    let done = run(dir.path(), ["merge", "recipe.yml", "out"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let said = "iso_c: the updates of 1 of 1 matrices have fewer directions than their shape allows; the others are \
+                rounding and were left out. Fewest: 1 of 8, 'model.layers.0.q.weight'";
+    assert!(done.stderr.contains(said), "{}", done.stderr);
+}
