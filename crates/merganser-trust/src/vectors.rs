@@ -38,7 +38,7 @@ pub fn against_mean(gram: &[f64], n: usize, v: usize, others: &[usize]) -> Resul
         square += others.iter().map(|&b| gram[a * n + b]).sum::<f64>();
     }
     let square = square / (count * count);
-    if !(square > 0.0) {
+    if square <= 0.0 || !square.is_finite() {
         return Err(Error::Refused(
             "the injected backdoor vectors are 0 or cancel: the backdoored models equal the clean ones".into(),
         ));

@@ -157,8 +157,7 @@ pub fn subtract(
     let all: Vec<usize> = (0..count).collect();
     // Without a base only that the mean is not 0.
     let looked_at = wanted.len() - 1;
-    let mean = against_mean(&found.total.dots, wanted.len(), looked_at, &all)
-        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let mean = against_mean(&found.total.dots, wanted.len(), looked_at, &all)?;
     let lambda = match amount {
         Amount::Given(lambda) => *lambda,
         Amount::Projected(_) => mean.coefficient.max(0.0),

@@ -80,7 +80,7 @@ pub(crate) enum Command {
     Audit(crate::commands::audit::Audit),
     /// Compare backdoor vectors, and subtract injected ones from a merged model
     Bv(crate::commands::bv::Bv),
-    /// Say which predictions no change of a given size can alter: heads, compressed networks, smallest edits
+    /// Say which predictions a change of weights of a given size cannot alter
     Certify(crate::commands::certify::Certify),
     /// Write what a model makes of samples into a file of vectors
     Embed(crate::commands::embed::Embed),

@@ -90,6 +90,13 @@ impl From<RunError> for Failure {
     }
 }
 
+/// What is wrong with numbers is wrong with the files they come from.
+impl From<merganser_trust::Error> for Failure {
+    fn from(error: merganser_trust::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
 /// The plan of one document and its name.
 pub struct Planned {
     /// Name of the document, if it has one.

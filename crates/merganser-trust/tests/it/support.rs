@@ -69,7 +69,7 @@ impl Case {
 
     /// The network of `W1`, `b1` (if there), `W2`, …; with `change`, each moved by `dW1`, …
     pub(crate) fn network(&self, activation: Pointwise, change: bool) -> Mlp {
-        let count = (1..)
+        let count = (1..=self.inputs.len())
             .take_while(|k| self.inputs.contains_key(&format!("W{k}")))
             .count();
         let layers = (1..=count)

@@ -82,10 +82,6 @@ pub(crate) fn run(arguments: &Audit, output: &Output) -> Result<(), Failure> {
     }
 }
 
-fn refused(error: merganser::trust::Error) -> Failure {
-    Failure::Usage(error.to_string())
-}
-
 fn read_losses(path: &Path) -> Result<Vec<f64>, Failure> {
     let failed = |problem: String| {
         Failure::Usage(format!(
@@ -102,7 +98,7 @@ fn cells(cells: &[&str]) -> Vec<String> {
 }
 
 fn audit_sequence(arguments: &Sequence, output: &Output) -> Result<(), Failure> {
-    if !(arguments.threshold > 0.0) {
+    if arguments.threshold.is_nan() || arguments.threshold <= 0.0 {
         return Err(Failure::Usage("--threshold must be positive".into()));
     }
     let losses = arguments.loss.as_deref().map(read_losses).transpose()?;
@@ -127,7 +123,7 @@ fn audit_sequence(arguments: &Sequence, output: &Output) -> Result<(), Failure> 
         tensor_norms: &tensor_norms,
         losses: losses.as_deref(),
     };
-    let scores = score(updates, rule).map_err(refused)?;
+    let scores = score(updates, rule)?;
     let relative = |t: usize| {
         let base = found.total.subtracted[t].sqrt();
         (base > 0.0).then(|| scores[t].norm / base)
@@ -231,7 +227,7 @@ fn audit_merge(arguments: &Merge, output: &Output) -> Result<(), Failure> {
     let injected: Vec<usize> = (count..all).collect();
     let mut ranked = Vec::new();
     for i in 0..count {
-        let mean = against_mean(&total.dots, all, i, &injected).map_err(refused)?;
+        let mean = against_mean(&total.dots, all, i, &injected)?;
         let agreement = injected.iter().map(|&b| total.agreement(i, b)).sum::<f64>()
             / injected.len().max(1) as f64;
         ranked.push((i, mean, agreement));

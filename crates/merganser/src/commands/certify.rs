@@ -161,11 +161,6 @@ pub(crate) fn run(arguments: &Certify, output: &Output) -> Result<(), Failure> {
     }
 }
 
-/// What a room refused was asked for by the user.
-fn refused(error: merganser::trust::Error) -> Failure {
-    Failure::Usage(error.to_string())
-}
-
 /// Paths and hashes of the files a certificate is about.
 fn hashes(files: &[(&str, &Path)]) -> Result<Value, Failure> {
     let mut all = serde_json::Map::new();
@@ -206,7 +201,7 @@ fn samples(z: &Matrix) -> impl Iterator<Item = &[f64]> {
 
 fn all_radii(head: &Head, z: &Matrix, threat: Threat) -> Result<Vec<Radii>, Failure> {
     samples(z)
-        .map(|z| head.radii(z, threat).map_err(refused))
+        .map(|z| head.radii(z, threat).map_err(Failure::from))
         .collect()
 }
 
@@ -326,8 +321,8 @@ fn twin_certificates(
     x: &Matrix,
     slack: f64,
 ) -> Result<Vec<Certificate>, Failure> {
-    let twins = Twins::new(original, twin).map_err(refused)?;
-    twins.certify(x.as_slice(), slack).map_err(refused)
+    let twins = Twins::new(original, twin)?;
+    twins.certify(x.as_slice(), slack).map_err(Failure::from)
 }
 
 fn certified(all: &[Certificate]) -> usize {
@@ -408,7 +403,7 @@ fn certify_mlp(arguments: &MlpArguments, output: &Output) -> Result<(), Failure>
         }
         return Ok(());
     }
-    let found = sensitivities(&original, x.as_slice()).map_err(refused)?;
+    let found = sensitivities(&original, x.as_slice())?;
     if output.json {
         Output::event(&json!({
             "event": "sensitivity",
@@ -451,7 +446,7 @@ fn thresholds(arguments: &ThresholdArguments, output: &Output) -> Result<(), Fai
     let weight = stored.head.weight();
     let z = arguments.files.read(weight.cols())?;
     let radii = all_radii(&stored.head, &z, Threat::default())?;
-    let tails = Tails::of(weight).map_err(refused)?;
+    let tails = Tails::of(weight)?;
     let pruning = Pruning::of(weight);
     let of = |frobenius: f64, max: f64| {
         (
@@ -533,11 +528,9 @@ fn edit_head(arguments: &EditArguments, output: &Output) -> Result<(), Failure> 
         ));
     }
     let x = z.row(arguments.sample);
-    let before = head.logits(x).map_err(refused)?;
-    let wanted =
-        targeted_output_change(&before, arguments.to, arguments.buffer).map_err(refused)?;
-    let change =
-        smallest_change(x, &wanted, arguments.bias_too, Norm::Frobenius).map_err(refused)?;
+    let before = head.logits(x)?;
+    let wanted = targeted_output_change(&before, arguments.to, arguments.buffer)?;
+    let change = smallest_change(x, &wanted, arguments.bias_too, Norm::Frobenius)?;
     let mut weight = head.weight().clone();
     weight.add_scaled(1.0, &change.weight);
     let bias = head.bias().map(|bias| {
@@ -545,12 +538,12 @@ fn edit_head(arguments: &EditArguments, output: &Output) -> Result<(), Failure> 
         bias.iter().zip(moved).map(|(b, d)| b + d).collect()
     });
     let edited = StoredHead {
-        head: Head::new(weight, bias).map_err(refused)?,
+        head: Head::new(weight, bias)?,
         ..stored.clone()
     };
     // What counts is the head as it is stored.
     let edited = edited.rounded()?;
-    let after = edited.head.logits(x).map_err(refused)?;
+    let after = edited.head.logits(x)?;
     if argmax(&after) != arguments.to {
         return Err(Failure::Usage(format!(
             "rounded to {}, the edit does not reach class {}: ask for a larger lead with --buffer (now {})",
@@ -562,8 +555,8 @@ fn edit_head(arguments: &EditArguments, output: &Output) -> Result<(), Failure> 
         .enumerate()
         .filter(|(s, _)| *s != arguments.sample)
     {
-        let old = argmax(&head.logits(z).map_err(refused)?);
-        let new = argmax(&edited.head.logits(z).map_err(refused)?);
+        let old = argmax(&head.logits(z)?);
+        let new = argmax(&edited.head.logits(z)?);
         if old != new {
             others.push((s, old, new));
         }
@@ -590,7 +583,7 @@ fn edit_head(arguments: &EditArguments, output: &Output) -> Result<(), Failure> 
             "after": arguments.to,
             "smallest": change.size,
             "frobenius": frobenius,
-            "spectral_at_most": spectral_upper(&moved).map_err(refused)?,
+            "spectral_at_most": spectral_upper(&moved)?,
             "relative": frobenius / whole,
             "others_changed": others,
         }));

@@ -262,15 +262,12 @@ models:
 ";
 
 fn recipe(dir: &Path, models: &[&str], weight: f64) {
-    let list: String = names(models)
+    let list: Vec<String> = names(models)
         .iter()
         .map(|name| format!("  - model: {name}\n    parameters: {{weight: {weight}}}\n"))
         .collect();
-    fs::write(
-        dir.join("recipe.yml"),
-        format!("{RECIPE}{list}dtype: float32\n"),
-    )
-    .expect("a recipe");
+    let recipe = format!("{RECIPE}{}dtype: float32\n", list.concat());
+    fs::write(dir.join("recipe.yml"), recipe).expect("a recipe");
     let done = run(dir, ["merge", "recipe.yml", "merged", "--quiet"]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
 }
