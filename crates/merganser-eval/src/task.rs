@@ -85,7 +85,7 @@ pub struct Task {
     /// `passage`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<[String; 2]>,
-    /// Classification: draw the predictions of every 64 samples towards those of near ones ([`lame`](crate::lame)).
+    /// Classification: draw the predictions of every 64 samples towards those of near ones ([`lame()`](crate::lame())).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lame: Option<Affinity>,
     /// Similarity: the column of scores (default: `score`).

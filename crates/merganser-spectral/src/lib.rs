@@ -17,8 +17,8 @@
 //! # fn main() -> merganser_spectral::Result<()> {
 //! let updates = [1.0, 2.0].map(|t| Matrix::from_fn(4, 6, |i, j| (t * (i * 6 + j) as f64).sin()));
 //! let updates: Vec<&Matrix> = updates.iter().collect();
-//! assert_eq!(tsv_m(&updates)?.shape(), (4, 6));
-//! assert_eq!(iso_c(&updates)?.shape(), (4, 6));
+//! assert_eq!(tsv_m(&updates, None)?.update.shape(), (4, 6));
+//! assert_eq!(iso_c(&updates)?.update.shape(), (4, 6));
 //! # Ok(())
 //! # }
 //! ```
