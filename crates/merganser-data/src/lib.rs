@@ -46,7 +46,9 @@ pub use error::{Error, Place, Result};
 pub use labels::Labels;
 pub use load::{LoadOptions, Processor};
 pub use samples::{Chunk, Images, Inputs, Samples};
+pub use select::choose;
 pub use source::{Format, Source};
-pub use tensors::read_npy_real;
 pub use text::{DEFAULT_MAX_LENGTH, Sequence};
-pub use vectors::{Rows, VectorFile, read_labels, write_integers, write_numbers, write_vectors};
+pub use vectors::{
+    Rows, VectorFile, file_and_name, read_labels, write_integers, write_numbers, write_vectors,
+};

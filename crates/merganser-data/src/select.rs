@@ -82,8 +82,8 @@ impl<T> Selection<T> {
     }
 }
 
-/// The numbers of the rows taken of `0..rows`.
-pub(crate) fn choose(rows: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
+/// The numbers of the rows taken of `0..rows`, in order: at most `limit` of them, or all.
+pub fn choose(rows: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
     let mut selection = Selection::new(limit, seed);
     for row in 0..rows {
         selection.offer(row as u64, || ());

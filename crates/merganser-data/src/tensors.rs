@@ -389,29 +389,6 @@ fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
     })
 }
 
-/// The shape and all numbers of a NumPy file of real numbers, row after row, without rounding.
-///
-/// # Errors
-/// If it cannot be read or is no such file, with what it is instead.
-pub fn read_npy_real(path: &Path) -> Result<(Vec<usize>, Vec<f64>)> {
-    let array = read_npy("array", path)?;
-    let Data::Npy { file, start } = &array.data else {
-        return Err(Error::tensor(path, &array.name, "no NumPy file"));
-    };
-    // The header was held against the size of the file.
-    let mut bytes = vec![0; file.size().saturating_sub(*start) as usize];
-    file.read_exact_at(&mut bytes, *start)
-        .map_err(|cause| Error::io("read", path, cause))?;
-    match merganser_model::mlp::decode_real(array.dtype, &bytes) {
-        Some(values) => Ok((array.shape, values)),
-        None => Err(Error::tensor(
-            path,
-            &array.name,
-            format!("{} elements; expected floating-point numbers", array.dtype),
-        )),
-    }
-}
-
 pub(crate) fn read_npy(name: &str, path: &Path) -> Result<Array> {
     let file = SourceFile::open(path)?;
     let mut prefix = vec![0; npy::MAX_PREFIX.min(file.size() as usize)];

@@ -13,11 +13,11 @@ use merganser_model::{CheckpointWeights, ModelError, Network, Op, StageKind, Wei
 use merganser_store::checkpoint::Checkpoint;
 
 use crate::error::{EvalError, Result};
-use crate::forward::{Feature, Vectors, collect, features, modality};
+use crate::forward::{Feature, Vectors, collect, modality, vectors};
 use crate::loaded::Loaded;
 
 /// Pairs of names a linear head is stored under.
-const NAMES: [(&str, &str); 5] = [
+pub const HEAD_NAMES: [(&str, &str); 5] = [
     ("classifier.weight", "classifier.bias"),
     ("weight", "bias"),
     ("score.weight", "score.bias"),
@@ -75,7 +75,7 @@ impl LinearHead {
                 .collect();
             names.join(", ")
         };
-        let Some((weight, bias)) = NAMES
+        let Some((weight, bias)) = HEAD_NAMES
             .into_iter()
             .find(|(weight, _)| tensors.contains_key(*weight))
         else {
@@ -268,13 +268,7 @@ pub fn class_logits(
             own(&network, &crossed, head.name())
         }
         Some(Head::Linear(head)) => {
-            let network = model.network(modality(samples))?;
-            let feature = feature.map_or_else(|| model.feature(&network), Ok)?;
-            let mut features = features(&network, model, samples, feature, batch_size)?;
-            if unit {
-                features.normalise();
-            }
-            head.apply(&features)
+            head.apply(&vectors(model, samples, feature, unit, batch_size)?)
         }
     }
 }

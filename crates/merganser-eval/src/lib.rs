@@ -44,7 +44,7 @@ pub use embed::{Matches, cosines, embed};
 pub use error::{EvalError, Result};
 pub use evaluation::{Options, Step, evaluate};
 pub use forward::{Feature, Vectors, features, vectors};
-pub use head::{Head, LinearHead, class_logits};
+pub use head::{HEAD_NAMES, Head, LinearHead, class_logits};
 pub use interval::{Interval, mean, ratio, spearman, wilson};
 pub use lame::{Affinity, lame};
 pub use loaded::Loaded;

@@ -6,7 +6,7 @@ use crate::classify::Predictions;
 use crate::embed::{Matches, cosines, embed};
 use crate::error::{EvalError, Result};
 use crate::evaluation::Options;
-use crate::forward::{Vectors, features, is_causal, modality};
+use crate::forward::{Vectors, is_causal, modality, vectors};
 use crate::head::{Head, class_logits};
 use crate::interval::{mean, ratio, spearman};
 use crate::lame::{Affinity, lame};
@@ -156,9 +156,7 @@ fn answer(
         },
     };
     if let Some(affinity) = task.lame {
-        let network = model.network(modality(samples))?;
-        let feature = task.feature.map_or_else(|| model.feature(&network), Ok)?;
-        let features = features(&network, model, samples, feature, options.batch_size)?;
+        let features = vectors(model, samples, task.feature, false, options.batch_size)?;
         logits = corrected(&logits, &features, affinity)?;
         notes.push(format!(
             "predictions are drawn towards those of near samples, {LAME_BATCH} at a time in the order of the data: right \

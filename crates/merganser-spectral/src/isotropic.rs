@@ -96,11 +96,7 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
     right.scale(values.iter().sum::<f64>() / values.len() as f64);
     Ok(Merged {
         // Where directions of the tasks coincide, the whole has fewer than the sum of theirs.
-        rank: if each > 0 {
-            values.len().min(rank)
-        } else {
-            rank
-        },
+        rank: values.len().min(rank),
         ..Merged::whole(gemm::mul_tn(&left, &right).cast())
     })
 }

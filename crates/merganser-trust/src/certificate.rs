@@ -294,28 +294,12 @@ pub(crate) fn length(x: &[f64]) -> f64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use merganser_model::mlp::Dense;
     use proptest::prelude::*;
 
     use super::*;
 
-    const SIZES: [usize; 4] = [4, 6, 5, 3];
-
     fn network(numbers: &[f64], activation: Pointwise) -> Mlp {
-        let mut rest = numbers.iter().copied();
-        let layers = SIZES
-            .windows(2)
-            .enumerate()
-            .map(|(k, sizes)| Dense {
-                name: format!("fc{k}"),
-                inputs: sizes[0],
-                outputs: sizes[1],
-                weight: rest.by_ref().take(sizes[0] * sizes[1]).collect(),
-                bias: Some(rest.by_ref().take(sizes[1]).collect()),
-            })
-            .collect();
-        let activations = vec![activation, activation, Pointwise::Identity];
-        Mlp::new(layers, activations).unwrap()
+        crate::testing::network(&[4, 6, 5, 3], numbers, activation)
     }
 
     fn activations() -> impl Strategy<Value = Pointwise> {

@@ -17,6 +17,8 @@ pub mod minimal;
 pub mod norm;
 pub mod sensitivity;
 pub mod sequence;
+#[cfg(test)]
+mod testing;
 pub mod threshold;
 pub mod vectors;
 

@@ -174,25 +174,12 @@ fn ratio(a: f64, b: f64) -> f64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use merganser_model::Pointwise;
-    use merganser_model::mlp::Dense;
     use proptest::prelude::*;
 
     use super::*;
 
     fn network(numbers: &[f64], activation: Pointwise) -> Mlp {
-        let mut rest = numbers.iter().copied();
-        let layers = [4, 5, 5, 3]
-            .windows(2)
-            .enumerate()
-            .map(|(k, sizes)| Dense {
-                name: format!("fc{k}"),
-                inputs: sizes[0],
-                outputs: sizes[1],
-                weight: rest.by_ref().take(sizes[0] * sizes[1]).collect(),
-                bias: Some(rest.by_ref().take(sizes[1]).collect()),
-            })
-            .collect();
-        Mlp::new(layers, vec![activation, activation, Pointwise::Identity]).unwrap()
+        crate::testing::network(&[4, 5, 5, 3], numbers, activation)
     }
 
     proptest! {

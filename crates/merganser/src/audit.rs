@@ -63,15 +63,13 @@ pub fn updates(models: &[String], from_first: bool) -> Result<Differences, Failu
 /// # Errors
 /// See [`Failure`].
 pub fn backdoor_vectors(pairs: &[Injected], base: Option<&str>) -> Result<Differences, Failure> {
-    let mut opened = open(names(pairs).chain(base))?;
+    let opened = open(names(pairs).chain(base))?;
     let mut wanted = vectors(pairs.len());
     if base.is_some() {
         let last = opened.len() - 1;
         wanted.extend((0..pairs.len()).map(|i| (2 * i + 1, last)));
     }
-    let found = differences(&opened, &wanted)?;
-    opened.clear();
-    Ok(found)
+    Ok(differences(&opened, &wanted)?)
 }
 
 /// The contributors of a merge beside backdoor vectors.

@@ -1,10 +1,10 @@
 //! What certificates are about, out of files: heads, small networks, samples of features; and the edited layer back.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
 use std::path::Path;
 
+use merganser_data::VectorFile;
+use merganser_eval::HEAD_NAMES;
 use merganser_kernels::convert::{Float, encode};
 use merganser_linalg::Matrix;
 use merganser_model::mlp::{Dense, read_real};
@@ -12,20 +12,17 @@ use merganser_model::{Mlp, Pointwise};
 use merganser_store::Dtype;
 use merganser_store::checkpoint::Checkpoint;
 use merganser_store::fingerprint::hash_file;
-use merganser_store::header::{TensorSpec, compose};
+use merganser_store::header::TensorSpec;
+use merganser_store::new_file::write_tensors;
 use merganser_trust::head::Head;
 
 use crate::Failure;
 
-/// Pairs of names a linear head is stored under, in the order they are looked for.
-const NAMES: [(&str, &str); 6] = [
-    ("classifier.weight", "classifier.bias"),
-    ("weight", "bias"),
-    ("score.weight", "score.bias"),
-    ("head.weight", "head.bias"),
-    ("fc.weight", "fc.bias"),
-    ("lm_head.weight", "lm_head.bias"),
-];
+/// Pairs of names a head is stored under, in the order they are looked for: also that of language models.
+fn usual_names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let language = ("lm_head.weight", "lm_head.bias");
+    HEAD_NAMES.into_iter().chain([language])
+}
 
 /// A head as it lies in a file.
 #[derive(Debug, Clone)]
@@ -54,12 +51,15 @@ impl StoredHead {
                 (weight.to_owned(), bias.filter(|bias| has(bias)))
             }
             (None, bias) => {
-                let pair = NAMES.into_iter().find(|(weight, _)| has(weight));
+                let pair = usual_names().find(|(weight, _)| has(weight));
                 let Some((weight, usual)) = pair else {
                     return Err(Failure::Usage(format!(
                         "`{}` holds no head under a usual name ({}); name its tensors with --weight and --bias; it has {}",
                         path.display(),
-                        NAMES.map(|(weight, _)| weight).join(", "),
+                        usual_names()
+                            .map(|(weight, _)| weight)
+                            .collect::<Vec<_>>()
+                            .join(", "),
                         shown(&checkpoint)
                     )));
                 };
@@ -135,134 +135,43 @@ impl StoredHead {
     /// # Errors
     /// If the file is there and `overwrite` is not set, or it cannot be written; no half of a file is left.
     pub fn write(&self, path: &Path, overwrite: bool) -> Result<(), Failure> {
-        if path.exists() && !overwrite {
-            return Err(Failure::Usage(format!(
-                "`{}` is there already; choose another name, or add --overwrite to replace it",
-                path.display()
-            )));
-        }
         let weight = self.head.weight();
-        let mut specs = vec![TensorSpec {
-            name: self.weight.0.clone(),
-            dtype: self.weight.1,
-            shape: vec![weight.rows(), weight.cols()],
-        }];
-        let mut data = encoded(self.weight.1, weight.as_slice())?;
-        if let (Some((name, dtype)), Some(bias)) = (&self.bias, self.head.bias()) {
-            specs.push(TensorSpec {
-                name: name.clone(),
-                dtype: *dtype,
-                shape: vec![bias.len()],
-            });
-            data.extend(encoded(*dtype, bias)?);
+        let spec = |(name, dtype): &(String, Dtype), shape| TensorSpec {
+            name: name.clone(),
+            dtype: *dtype,
+            shape,
+        };
+        let mut tensors = vec![(
+            spec(&self.weight, vec![weight.rows(), weight.cols()]),
+            encoded(self.weight.1, weight.as_slice())?,
+        )];
+        if let (Some(stored), Some(bias)) = (&self.bias, self.head.bias()) {
+            tensors.push((spec(stored, vec![bias.len()]), encoded(stored.1, bias)?));
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let layout =
-            compose(&metadata, &specs).map_err(|error| Failure::Usage(error.to_string()))?;
-        let failed = |cause: std::io::Error| {
-            Failure::Usage(format!("cannot write `{}`: {cause}", path.display()))
-        };
-        let name = path
-            .file_name()
-            .ok_or_else(|| Failure::Usage(format!("`{}` names no file", path.display())))?;
-        let partial = path.with_file_name(format!(
-            ".{}.partial-{}",
-            name.to_string_lossy(),
-            std::process::id()
-        ));
-        let write = || {
-            let mut file = fs::File::create_new(&partial)?;
-            file.write_all(&layout.header)?;
-            file.write_all(&data)?;
-            file.sync_all()?;
-            fs::rename(&partial, path)
-        };
-        write().map_err(|cause| {
-            let _ = fs::remove_file(&partial);
-            failed(cause)
-        })
+        write_tensors(path, overwrite, &metadata, &tensors)
+            .map_err(|error| Failure::Usage(error.to_string()))
     }
 }
 
-/// Samples, one a row.
-#[derive(Debug, Clone)]
-pub struct Features {
-    /// Samples × width.
-    pub values: Matrix,
-    /// The tensor they were read from, if the file has names.
-    pub name: Option<String>,
-}
-
-impl Features {
-    /// Reads samples from a NumPy file, or the tensor called `name` (or the only matrix) of a safetensors file.
-    ///
-    /// # Errors
-    /// If the file cannot be read, it is not clear which tensor is meant, or it is no matrix of finite real numbers.
-    pub fn read(path: &Path, name: Option<&str>) -> Result<Self, Failure> {
-        let npy = path.extension().is_some_and(|extension| extension == "npy");
-        let (name, shape, values) = if npy {
-            let (shape, values) = merganser_data::read_npy_real(path)
-                .map_err(|error| Failure::Usage(error.to_string()))?;
-            (None, shape, values)
-        } else {
-            let checkpoint = open(path)?;
-            let matrices: Vec<&str> = checkpoint
-                .tensors()
-                .values()
-                .filter(|tensor| tensor.shape.len() == 2 && tensor.dtype.is_float())
-                .map(|tensor| tensor.name.as_str())
-                .collect();
-            let name = match (name, &matrices[..]) {
-                (Some(name), _) => name.to_owned(),
-                (None, [only]) => (*only).to_owned(),
-                (None, _) if matrices.contains(&"features") => "features".to_owned(),
-                _ => {
-                    return Err(Failure::Usage(format!(
-                        "which tensor of `{}` holds the samples? Name it with --features-name; it has {}",
-                        path.display(),
-                        shown(&checkpoint)
-                    )));
-                }
-            };
-            let (shape, _, values) = tensor(&checkpoint, &name)?;
-            (Some(name), shape, values)
-        };
-        let refused = |problem: String| {
-            Err(Failure::Usage(format!(
-                "the samples in `{}` {problem}",
-                path.display()
-            )))
-        };
-        let [rows, cols] = shape[..] else {
-            return refused(format!(
-                "have shape {shape:?}; expected a matrix, one sample a row"
-            ));
-        };
-        if rows == 0 {
-            return refused("are none".into());
-        }
-        if !values.iter().all(|x| x.is_finite()) {
-            return refused("hold NaN or infinity".into());
-        }
-        let values =
-            Matrix::new(rows, cols, values).map_err(|error| Failure::Usage(error.to_string()))?;
-        Ok(Self { values, name })
+/// Reads samples of `width` numbers, one a row, from `FILE` or `FILE#NAME`: NumPy, safetensors or Parquet.
+///
+/// # Errors
+/// If the file cannot be read, it is not clear which tensor is meant, or it holds no such samples of finite numbers.
+pub fn features(given: &str, width: usize) -> Result<Matrix, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+    let file = VectorFile::open(given).map_err(|error| failed(&error))?;
+    if file.rows() == 0 {
+        return Err(failed(&file.refuse("there are no samples in it")));
     }
-
-    /// Refuses samples of another width than a layer reads.
-    ///
-    /// # Errors
-    /// With both widths.
-    pub fn check_width(&self, path: &Path, expected: usize) -> Result<(), Failure> {
-        if self.values.cols() == expected {
-            return Ok(());
-        }
-        Err(Failure::Usage(format!(
-            "the samples in `{}` have {} numbers each; the first layer reads {expected}",
-            path.display(),
-            self.values.cols()
-        )))
+    if file.dim() != width {
+        return Err(failed(&file.refuse(format!(
+            "its samples have {} numbers each; the first layer reads {width}",
+            file.dim()
+        ))));
     }
+    let values = file.all().map_err(|error| failed(&error))?;
+    Matrix::new(file.rows(), width, values).map_err(|error| failed(&error))
 }
 
 /// A multi-layer perceptron out of a state dict; without `layers`, of all its matrices in natural order.

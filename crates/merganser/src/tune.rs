@@ -16,10 +16,13 @@ use merganser_eval::{Answers, EvalError, Loaded, Options, Task, answers, mean, s
 use merganser_recipe::{ParseOptions, Recipe, Span};
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, MergeOptions, Observer, merge_recipe, plan_recipe};
+use crate::{Failure, MergeOptions, Observer, Planned, merge_recipe, plan_recipe};
 
 /// Most candidates of one search: beyond it is a mistake.
 const MOST: usize = 10_000;
+
+/// Most combinations that candidates are chosen from.
+const MOST_COMBINATIONS: usize = 100_000_000;
 
 /// A parameter of a recipe and the values to try.
 #[derive(Debug, Clone, PartialEq)]
@@ -218,12 +221,9 @@ pub fn tune(
             .map(|(knob, value)| (knob.name.clone(), value.clone()))
             .collect();
         let recipe = written(text, &places, values);
-        let planned = plan_recipe(path, &recipe, &options.merge)?;
-        let plan = planned
-            .last()
-            .map(|planned| planned.plan.digest.clone())
-            .unwrap_or_default();
-        if let Some(found) = measured.remove(&(plan.clone(), named.clone())) {
+        if let Some(found) = measured.remove(&named)
+            && digest(&plan_recipe(path, &recipe, &options.merge)?) == found.plan
+        {
             resumed += 1;
             candidates.push(found);
             decides(by, &candidates)?;
@@ -250,7 +250,7 @@ pub fn tune(
         let (scores, collapsed) = scores(&folder, captured, options, open, &mut notes)?;
         let candidate = Candidate {
             values: named,
-            plan,
+            plan: digest(&done),
             scores,
             collapsed,
         };
@@ -425,9 +425,9 @@ fn combinations(knobs: &[Knob], random: Option<(usize, u64)>) -> Result<Vec<Vec<
         .try_fold(1_usize, |n, knob| n.checked_mul(knob.values.len()))
         .unwrap_or(usize::MAX);
     let wanted = random.map_or(total, |(n, _)| n.min(total));
-    if wanted > MOST {
+    if wanted > MOST || total > MOST_COMBINATIONS {
         return Err(Failure::Usage(format!(
-            "these are {total} candidates; give fewer values, or --random N for some of them"
+            "these are {wanted} candidates of {total} combinations; give fewer values, or try some with --random N"
         )));
     }
     let at = |mut number: usize| -> Vec<String> {
@@ -443,24 +443,11 @@ fn combinations(knobs: &[Knob], random: Option<(usize, u64)>) -> Result<Vec<Vec<
         values.reverse();
         values
     };
-    let Some((_, seed)) = random else {
-        return Ok((0..total).map(at).collect());
+    let numbers = match random {
+        None => (0..total).collect(),
+        Some((n, seed)) => merganser_data::choose(total, Some(n), seed),
     };
-    let mut state = seed;
-    let mut chosen = std::collections::BTreeSet::new();
-    let mut order = Vec::new();
-    while order.len() < wanted {
-        // splitmix64
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let number = ((z ^ (z >> 31)) % total as u64) as usize;
-        if chosen.insert(number) {
-            order.push(at(number));
-        }
-    }
-    Ok(order)
+    Ok(numbers.into_iter().map(at).collect())
 }
 
 type Scores = (BTreeMap<String, f64>, Option<String>);
@@ -491,7 +478,7 @@ fn scores(
         }
         Ok(found)
     };
-    let mut sums: BTreeMap<Key, Vec<f64>> = BTreeMap::new();
+    let mut sums: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
     let mut collapsed = None;
     for (at, task) in options.tasks.iter().enumerate() {
         let found = run(task)?;
@@ -545,20 +532,21 @@ fn scores(
     Ok((scores, collapsed))
 }
 
-/// The name of a strategy.
-type Key = &'static str;
-
-/// The share of hits among `n` samples, chosen alike for every candidate: spread evenly over the data after a fixed
-/// shuffle, so that sorted data do no harm.
+/// The share of hits among `n` random samples, the same for every candidate.
 fn few(hits: &[f64], n: usize) -> f64 {
-    let mut order: Vec<usize> = (0..hits.len()).collect();
-    order.sort_by_key(|&i| (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d);
-    let chosen: Vec<f64> = order.iter().take(n).map(|&i| hits[i]).collect();
-    mean(&chosen).0
+    let chosen = merganser_data::choose(hits.len(), Some(n), 0);
+    mean(&chosen.iter().map(|&i| hits[i]).collect::<Vec<_>>()).0
 }
 
 fn evaluation(error: &EvalError) -> Failure {
     Failure::Usage(error.to_string())
+}
+
+/// The digest of the plan that a recipe ends in.
+fn digest(planned: &[Planned]) -> String {
+    let last = planned.last();
+    last.map(|planned| planned.plan.digest.clone())
+        .unwrap_or_default()
 }
 
 fn beside(log: &Path, what: &str) -> PathBuf {
@@ -567,7 +555,8 @@ fn beside(log: &Path, what: &str) -> PathBuf {
     log.with_file_name(name)
 }
 
-type Measured = BTreeMap<(String, BTreeMap<String, String>), Candidate>;
+/// Candidates by their values.
+type Measured = BTreeMap<BTreeMap<String, String>, Candidate>;
 
 /// What an earlier run of the same search has measured.
 fn resume(log: &Path, header: &Header) -> Result<Measured, Failure> {
@@ -590,7 +579,7 @@ fn resume(log: &Path, header: &Header) -> Result<Measured, Failure> {
     // A line that was cut short by a crash is measured anew.
     Ok(lines
         .filter_map(|line| serde_json::from_str::<Candidate>(line).ok())
-        .map(|found| ((found.plan.clone(), found.values.clone()), found))
+        .map(|found| (found.values.clone(), found))
         .collect())
 }
 

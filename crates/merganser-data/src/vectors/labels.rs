@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::split;
+use super::file_and_name;
 use crate::arrays::Arrays;
 use crate::columns::read_columns;
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::source::Source;
 /// # Errors
 /// A file that cannot be read, without such numbers, or with several where none is named; a negative number.
 pub fn read_labels(given: &str) -> Result<Vec<usize>> {
-    let (path, name) = split(given);
+    let (path, name) = file_and_name(given);
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let numbers = match extension.to_str() {
         Some("npy" | "safetensors") => tensor(path, name)?,

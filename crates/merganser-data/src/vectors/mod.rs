@@ -60,7 +60,7 @@ pub enum Rows<'a> {
 }
 
 /// Splits `FILE#NAME`; a file that has such a name itself is meant first.
-fn split(given: &str) -> (&Path, Option<&str>) {
+pub fn file_and_name(given: &str) -> (&Path, Option<&str>) {
     match given.rsplit_once('#') {
         Some((path, name)) if !Path::new(given).exists() => (Path::new(path), Some(name)),
         _ => (Path::new(given), None),
@@ -74,7 +74,7 @@ impl VectorFile {
     /// A file that cannot be read, of an unknown format, or that holds no vectors; several columns or tensors of vectors
     /// where none is named.
     pub fn open(given: &str) -> Result<Self> {
-        let (path, name) = split(given);
+        let (path, name) = file_and_name(given);
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         match extension.to_str() {
             Some("parquet") => parquet::open(path, name),

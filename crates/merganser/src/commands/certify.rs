@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use merganser::Failure;
-use merganser::certify::{Features, StoredHead, fingerprint, network};
+use merganser::certify::{StoredHead, features, fingerprint, network};
+use merganser::data::file_and_name;
 use merganser::trust::certificate::{Certificate, Twins};
 use merganser::trust::head::{Head, Radii, Threat, argmax};
 use merganser::trust::minimal::{Norm, smallest_change, targeted_output_change};
@@ -47,12 +48,9 @@ pub(crate) enum What {
 pub(crate) struct Files {
     /// The file that holds the weights
     pub(crate) weights: PathBuf,
-    /// Samples, one a row: a matrix in a safetensors or .npy file
+    /// Samples, one a row, in a .npy, .safetensors or .parquet file; FILE#NAME names a tensor or column
     #[arg(long, short, value_name = "FILE")]
-    pub(crate) features: PathBuf,
-    /// The tensor of the samples, if the file has several matrices
-    #[arg(long, value_name = "NAME")]
-    pub(crate) features_name: Option<String>,
+    pub(crate) features: String,
 }
 
 /// Which tensors are the head.
@@ -173,16 +171,18 @@ fn hashes(files: &[(&str, &Path)]) -> Result<Value, Failure> {
 
 impl Files {
     fn read(&self, width: usize) -> Result<Matrix, Failure> {
-        let features = Features::read(&self.features, self.features_name.as_deref())?;
-        features.check_width(&self.features, width)?;
-        Ok(features.values)
+        features(&self.features, width)
+    }
+
+    fn features_file(&self) -> &Path {
+        file_and_name(&self.features).0
     }
 
     /// Paths and hashes, with those of a twin.
     fn hashes(&self, compressed: Option<&Path>) -> Result<Value, Failure> {
         let mut files = vec![
             ("weights", self.weights.as_path()),
-            ("features", self.features.as_path()),
+            ("features", self.features_file()),
         ];
         files.extend(compressed.map(|path| ("compressed", path)));
         hashes(&files)
@@ -575,7 +575,7 @@ fn edit_head(arguments: &EditArguments, output: &Output) -> Result<(), Failure> 
             "out": arguments.output.to_string_lossy(),
             "files": hashes(&[
                 ("weights", arguments.files.weights.as_path()),
-                ("features", arguments.files.features.as_path()),
+                ("features", arguments.files.features_file()),
                 ("edited", arguments.output.as_path()),
             ])?,
             "sample": arguments.sample,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use merganser::eval::{Options, read_tasks};
+use merganser::store::new_file::NewFile;
 use merganser::{Failure, Knob, MergeOptions, Quiet, Strategy, TuneOptions, Tuned};
 use serde_json::json;
 
@@ -177,10 +178,13 @@ fn log_of(out: &Path) -> PathBuf {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let partial = path.with_extension("partial-merganser");
-    std::fs::write(&partial, text)
-        .and_then(|()| std::fs::rename(&partial, path))
-        .map_err(|error| Failure::Usage(format!("cannot write '{}': {error}", path.display())))
+    let bytes = text.as_bytes();
+    let write = || {
+        let file = NewFile::create(path, bytes.len() as u64, true)?;
+        file.write_at(0, bytes)?;
+        file.finish()
+    };
+    write().map_err(|error| Failure::Run(error.into()))
 }
 
 fn shown(values: &BTreeMap<String, String>) -> String {
