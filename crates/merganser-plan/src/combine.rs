@@ -98,6 +98,7 @@ pub(crate) fn plan(
     )
     .map_err(|error| vec![Diagnostic::error(error)])?;
     Ok(Plan {
+        merge: None,
         method,
         calibrated: calibration,
         base,

@@ -89,6 +89,8 @@ pub struct Plan {
     pub method: &'static dyn Method,
     /// What a recipe that looks at data adds.
     pub calibrated: Option<Calibrated>,
+    /// The merge that `models[0]` comes from, if this plan takes the outcome of one further.
+    pub merge: Option<Box<Self>>,
     /// The input models; outputs refer to them by index.
     pub models: Vec<Model>,
     /// Index of the base model.
@@ -236,8 +238,16 @@ impl Plan {
         combine::plan(recipe, document, inputs, options)
     }
 
+    /// Takes into the digest what else decides the output's bytes.
+    pub fn depends_on(&mut self, what: &str) {
+        self.digest = digest::text(&format!("{}\n{what}", self.digest));
+    }
+
     /// The description of the recipe's method.
     pub fn info(&self) -> &'static MethodInfo {
+        if let Some(merge) = &self.merge {
+            return merge.info();
+        }
         let calibrated = self.calibrated.as_ref();
         calibrated.map_or(self.method.info(), |calibrated| calibrated.info)
     }

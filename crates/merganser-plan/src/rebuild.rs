@@ -109,6 +109,7 @@ impl Rebuild<'_> {
         let metadata = digest::metadata(&digest, &models, &record.plan, 0);
         let shards = shards::pack(&mut outputs, self.shard_size, "extras", &metadata)?;
         Ok(Plan {
+            merge: None,
             calibrated: None,
             method: emr::REBUILD,
             base: Some(BASE),

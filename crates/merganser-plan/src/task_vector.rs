@@ -95,8 +95,9 @@ pub fn difference(fine: Model, base: Model, format: Format) -> Result<Plan, Stri
         config,
         notes,
         mark: Some(recipe),
+        digest: None,
     }
-    .plan(format)
+    .plan(format.shard_size)
 }
 
 /// What is added to a base, and how much of it.
@@ -112,6 +113,48 @@ pub struct Item {
 /// # Errors
 /// What does not fit, by the names of tensors and models.
 pub fn apply(base: Model, items: Vec<Item>, format: Format) -> Result<Plan, String> {
+    let mut config = config_of(&base)?;
+    if let (Some(config), Some(dtype)) = (&mut config, format.dtype) {
+        set_dtype(config, dtype)?;
+    }
+    sum(base, items, &|_| format.dtype, config)?.plan(format.shard_size)
+}
+
+/// The plan of merged + Σ w_t τ_t where `merged` is what the plan `merge` makes, but in float32: types, config, notes and
+/// warnings are those of `merge`, and so is the digest: it has to know of the items (see [`Plan::depends_on`]).
+///
+/// # Errors
+/// What does not fit, by the names of tensors and models.
+pub fn add_to_merged(
+    merged: Model,
+    items: Vec<Item>,
+    mut merge: Plan,
+    shard_size: u64,
+) -> Result<Plan, String> {
+    let dtypes: BTreeMap<&str, Dtype> = merge
+        .tensors()
+        .map(|output| (output.name.as_str(), output.dtype))
+        .collect();
+    let config = merge.config.as_deref().map(Config::parse).transpose();
+    let config = config.map_err(|error| error.to_string())?;
+    let dtype = |name: &str| dtypes.get(name).copied();
+    let mut parts = sum(merged, items, &dtype, config)?;
+    parts.digest = Some(merge.digest.clone());
+    let mut plan = parts.plan(shard_size)?;
+    plan.template = merge.template.and(plan.template);
+    plan.notes.splice(0..0, std::mem::take(&mut merge.notes));
+    plan.warnings = std::mem::take(&mut merge.warnings);
+    plan.merge = Some(Box::new(merge));
+    Ok(plan)
+}
+
+/// Base + Σ w_t τ_t, with what is said of the type of each tensor and the base's own where nothing is.
+fn sum(
+    base: Model,
+    items: Vec<Item>,
+    dtype: &dyn Fn(&str) -> Option<Dtype>,
+    mut config: Option<Config>,
+) -> Result<Parts, String> {
     for item in &items {
         same_architecture(&base, &item.model)?;
     }
@@ -128,27 +171,24 @@ pub fn apply(base: Model, items: Vec<Item>, format: Format) -> Result<Plan, Stri
     let mut untied = false;
     for name in names {
         let Some(in_base) = base.find(name) else {
-            outputs.push(added(name, &base, &items, format)?);
+            outputs.push(added(name, &base, &items, dtype(name))?);
             continue;
         };
         untied |= matches!(in_base, Found::Tied(_));
-        outputs.push(one(name, &base, in_base.name(), &items, format)?);
+        outputs.push(one(name, &base, in_base.name(), &items, dtype(name))?);
     }
-    let mut config = config_of(&base)?;
-    if let Some(config) = &mut config {
-        if let Some(dtype) = format.dtype {
-            set_dtype(config, dtype)?;
-        }
-        if untied && config.get(&["tie_word_embeddings"]) != Some(Json::Bool(false)) {
-            notes.push("config.json: the head is no longer tied to the embedding".to_owned());
-            config
-                .set(&["tie_word_embeddings"], &Json::Bool(false))
-                .map_err(|error| error.to_string())?;
-        }
+    if let Some(config) = &mut config
+        && untied
+        && config.get(&["tie_word_embeddings"]) != Some(Json::Bool(false))
+    {
+        notes.push("config.json: the head is no longer tied to the embedding".to_owned());
+        config
+            .set(&["tie_word_embeddings"], &Json::Bool(false))
+            .map_err(|error| error.to_string())?;
     }
     let mut models = vec![base];
     models.extend(items.into_iter().map(|item| item.model));
-    Parts {
+    Ok(Parts {
         method: task_vector::APPLY,
         models,
         base: Some(0),
@@ -157,8 +197,8 @@ pub fn apply(base: Model, items: Vec<Item>, format: Format) -> Result<Plan, Stri
         config,
         notes,
         mark: None,
-    }
-    .plan(format)
+        digest: None,
+    })
 }
 
 /// Whether a model is a stored task vector, as its config or the headers of its files say.
@@ -196,10 +236,10 @@ fn one(
     base: &Model,
     in_base: &str,
     items: &[Item],
-    format: Format,
+    dtype: Option<Dtype>,
 ) -> Result<Output, String> {
     let (own, shape) = described(base, in_base)?;
-    let dtype = format.dtype.filter(|_| own.is_float()).unwrap_or(own);
+    let dtype = dtype.filter(|_| own.is_float()).unwrap_or(own);
     let mut inputs = vec![input(0, in_base)];
     let mut settings = Settings {
         inputs: vec![BTreeMap::new()],
@@ -256,7 +296,7 @@ fn lone_adapter(settings: &Settings) -> bool {
 }
 
 /// The output of a tensor that only an item has: the head that an adapter brings along.
-fn added(name: &str, base: &Model, items: &[Item], format: Format) -> Result<Output, String> {
+fn added(name: &str, base: &Model, items: &[Item], dtype: Option<Dtype>) -> Result<Output, String> {
     let mut owners = items
         .iter()
         .enumerate()
@@ -274,7 +314,7 @@ fn added(name: &str, base: &Model, items: &[Item], format: Format) -> Result<Out
         ));
     }
     let (own, shape) = described(&item.model, name)?;
-    let dtype = format.dtype.filter(|_| own.is_float()).unwrap_or(own);
+    let dtype = dtype.filter(|_| own.is_float()).unwrap_or(own);
     let encoding = Encoding::Float(kernel_float(dtype).ok_or_else(|| {
         format!(
             "tensor '{name}' of {} is {own}, which an adapter cannot bring along",
@@ -299,27 +339,32 @@ struct Parts {
     notes: Vec<String>,
     /// For a task vector: what it is the difference of.
     mark: Option<String>,
+    /// The digest, if it is not that of the parts alone.
+    digest: Option<String>,
 }
 
 impl Parts {
-    fn plan(mut self, format: Format) -> Result<Plan, String> {
+    fn plan(mut self, shard_size: u64) -> Result<Plan, String> {
         self.outputs.sort_by(|a, b| a.name.cmp(&b.name));
         let config = self.config.map(|config| config.text().to_owned());
-        let digest = digest::of(
-            self.method,
-            &self.models,
-            &self.outputs,
-            config.as_deref(),
-            0,
-            format.shard_size,
-            None,
-        );
+        let digest = self.digest.take().unwrap_or_else(|| {
+            digest::of(
+                self.method,
+                &self.models,
+                &self.outputs,
+                config.as_deref(),
+                0,
+                shard_size,
+                None,
+            )
+        });
         let mut metadata = digest::metadata(&digest, &self.models, self.method.info().name, 0);
         if let Some(mark) = self.mark {
             metadata.insert(MARK.to_owned(), mark);
         }
-        let shards = shards::pack(&mut self.outputs, format.shard_size, "extras", &metadata)?;
+        let shards = shards::pack(&mut self.outputs, shard_size, "extras", &metadata)?;
         Ok(Plan {
+            merge: None,
             calibrated: None,
             method: self.method,
             base: self.base,

@@ -45,8 +45,8 @@ pub use dtype::FloatType;
 pub use model_ref::{AdapterRef, ModelRef, ModelRefError};
 pub use nearest::nearest;
 pub use recipe::{
-    Body, Calibration, Document, Module, OutputKind, ParseOptions, Prior, Recipe, Slice, Source,
-    TokenizerSource, TokenizerSpec,
+    Body, Calibration, Defence, Document, InjectedPair, Module, OutputKind, ParseOptions, Prior,
+    Recipe, Slice, Source, TokenizerSource, TokenizerSpec,
 };
 pub use setting::{Case, Parameters, Setting};
 pub use span::{SourceText, Span, Spanned};

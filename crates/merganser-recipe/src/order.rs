@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::diagnostic::{Diagnostic, quoted};
 use crate::model_ref::ModelRef;
-use crate::recipe::Recipe;
+use crate::recipe::{Defence, Recipe};
 use crate::span::Span;
 
 /// How many documents of a circle a message shows.
@@ -128,8 +128,10 @@ impl Recipe {
             .documents
             .iter()
             .map(|document| {
+                let defence = document.defence.iter().flat_map(Defence::model_refs);
                 document
                     .model_refs()
+                    .chain(defence)
                     .filter_map(|model| Some((*by_name.get(document_name(model)?)?, model.span)))
                     .collect()
             })

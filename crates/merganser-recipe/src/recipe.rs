@@ -51,6 +51,8 @@ pub struct Document {
     pub calibration: Option<Calibration>,
     /// Whether a model or an adapter is written; a key mergekit does not have.
     pub output: Option<Spanned<OutputKind>>,
+    /// What is subtracted from the merge; a key mergekit does not have.
+    pub defence: Option<Defence>,
     /// The whole document.
     pub span: Span,
 }
@@ -62,6 +64,29 @@ pub enum OutputKind {
     Model,
     /// An adapter.
     Adapter,
+}
+
+/// Injected backdoor vectors, backdoored − clean, whose mean is subtracted from what was merged (injection-BV subtraction,
+/// "Backdoor Vectors", arXiv 2510.08016).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defence {
+    /// Pairs of fine-tunes of the merge's base; not empty.
+    pub ibvs: Vec<InjectedPair>,
+    /// λ, how much of the mean is subtracted, if a number was written.
+    pub lambda: Option<Spanned<f64>>,
+    /// λ is what there is of the mean in the merge: `lambda: auto` or `project: true`. Then `lambda` is absent.
+    pub projected: bool,
+    /// The whole entry.
+    pub span: Span,
+}
+
+/// A fine-tune with a backdoor that was put in on purpose, and the clean one of the same task and base.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InjectedPair {
+    /// The one with the backdoor.
+    pub backdoored: ModelRef,
+    /// The clean one.
+    pub clean: ModelRef,
 }
 
 /// What a document or module merges.
@@ -186,7 +211,8 @@ impl Recipe {
 }
 
 impl Document {
-    /// Every mention of a model: base model, sources, base models of slices, the tokenizer's model.
+    /// Every mention of a model that is merged: base model, sources, base models of slices, the tokenizer's model. Those
+    /// of a defence are [`Defence::model_refs`].
     ///
     /// In order of use; a model mentioned twice comes twice, each time with its own span.
     pub fn model_refs(&self) -> impl Iterator<Item = &ModelRef> {
@@ -201,6 +227,15 @@ impl Document {
             .iter()
             .chain(self.body.model_refs())
             .chain(tokenizer)
+    }
+}
+
+impl Defence {
+    /// Every mention of a model, pair by pair, the backdoored one first.
+    pub fn model_refs(&self) -> impl Iterator<Item = &ModelRef> {
+        self.ibvs
+            .iter()
+            .flat_map(|pair| [&pair.backdoored, &pair.clean])
     }
 }
 

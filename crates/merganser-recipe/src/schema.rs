@@ -68,6 +68,8 @@ mod tests {
             ("$defs/path/anyOf/1", keys::PATH),
             ("$defs/tokenizer", keys::TOKENIZER),
             ("$defs/prior/anyOf/1", keys::PRIOR),
+            ("$defs/defend", keys::DEFENCE),
+            ("$defs/pair/anyOf/1", keys::PAIR),
             ("$defs/calibration/anyOf/1", keys::CALIBRATION),
         ] {
             let mut keys = keys.to_vec();

@@ -28,7 +28,7 @@ pub struct Provenance {
 /// If an input file cannot be read to be hashed.
 pub(crate) fn record(plan: &Plan, provenance: &Provenance) -> Result<String, RunError> {
     let mut inputs = Vec::new();
-    for model in &plan.models {
+    for (model, _) in contributors(plan) {
         let mut entry = json!({ "model": model.label, "identity": model.identity(), "files": files(&model.checkpoint, provenance)? });
         if let Some(adapter) = &model.adapter {
             entry["adapter_files"] = files(adapter.checkpoint(), provenance)?;
@@ -49,6 +49,19 @@ pub(crate) fn record(plan: &Plan, provenance: &Provenance) -> Result<String, Run
     Ok(serde_json::to_string_pretty(&record).unwrap_or_default() + "\n")
 }
 
+/// The models that a plan's output comes from, and what they are to it. What was merged on the way is none of them.
+fn contributors(plan: &Plan) -> Vec<(&Model, &'static str)> {
+    let of = |plan: &'_ Plan, i: usize| if plan.base == Some(i) { " (base)" } else { "" };
+    let Some(merge) = &plan.merge else {
+        let models = plan.models.iter().enumerate();
+        return models.map(|(i, model)| (model, of(plan, i))).collect();
+    };
+    let mut found = contributors(merge);
+    let added = plan.models.iter().skip(1);
+    found.extend(added.map(|model| (model, " (its difference was subtracted or added)")));
+    found
+}
+
 fn files(checkpoint: &Checkpoint, provenance: &Provenance) -> Result<Value, RunError> {
     let mut list = Vec::new();
     for file in checkpoint.files() {
@@ -67,7 +80,10 @@ fn files(checkpoint: &Checkpoint, provenance: &Provenance) -> Result<Value, RunE
 
 /// The text of the model card: what Hugging Face shows of a merged model.
 pub fn card(plan: &Plan, provenance: &Provenance) -> String {
-    let on_hub: Vec<&str> = plan.models.iter().flat_map(hub_ids).collect();
+    let on_hub: Vec<&str> = contributors(plan)
+        .into_iter()
+        .flat_map(|(model, _)| hub_ids(model))
+        .collect();
     let info = plan.info();
     let mut text = String::from("---\n");
     if !on_hub.is_empty() {
@@ -97,8 +113,7 @@ pub fn card(plan: &Plan, provenance: &Provenance) -> String {
         info.name, info.summary, info.formula, info.source
     );
     text.push_str("## Models\n\n");
-    for (i, model) in plan.models.iter().enumerate() {
-        let role = if plan.base == Some(i) { " (base)" } else { "" };
+    for (model, role) in contributors(plan) {
         let _ = writeln!(text, "- {}{role}", model.label);
     }
     let mut types: BTreeMap<String, usize> = BTreeMap::new();

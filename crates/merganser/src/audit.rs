@@ -8,7 +8,7 @@ use merganser_plan::{Model, Plan};
 use merganser_run::differences::{Differences, differences};
 use merganser_run::{Observer, Opener};
 use merganser_store::Dtype;
-use merganser_trust::vectors::against_mean;
+use merganser_trust::vectors::{AgainstMean, against_mean};
 
 use crate::adapters::{model, provenance};
 use crate::workflow::{carry_out, plan_recipe};
@@ -141,30 +141,19 @@ pub fn subtract(
     options: &MergeOptions,
     observer: &dyn Observer,
 ) -> Result<(Plan, f64), Failure> {
-    let count = injected.len();
     let base = match amount {
         Amount::Projected(base) => Some(base.as_str()),
         Amount::Given(_) => None,
     };
-    let mut opened = open(names(injected).chain([merged]).chain(base))?;
-    let mut wanted = vectors(count);
-    if base.is_some() {
-        wanted.push((2 * count, 2 * count + 1));
-    }
-    let found = differences(&opened, &wanted)?;
-    let all: Vec<usize> = (0..count).collect();
-    // Without a base only that the mean is not 0.
-    let looked_at = wanted.len() - 1;
-    let mean = against_mean(&found.total.dots, wanted.len(), looked_at, &all)?;
+    let mut models = open(names(injected).chain([merged]).chain(base))?;
+    let mean = injected_mean(&models, injected.len())?;
     let lambda = match amount {
         Amount::Given(lambda) => *lambda,
         Amount::Projected(_) => mean.coefficient.max(0.0),
     };
-    opened.truncate(2 * count + 1);
-    let Some(whole) = opened.pop() else {
-        return Err(Failure::Usage("no model was named".into()));
-    };
-    if let Some(part) = opened
+    let whole = models.swap_remove(2 * injected.len());
+    models.truncate(2 * injected.len());
+    if let Some(part) = models
         .iter()
         .chain([&whole])
         .find(|model| task_vector::is_task_vector(model))
@@ -174,16 +163,7 @@ pub fn subtract(
             part.label
         )));
     }
-    // θ − (λ/n) Σ (b_i − c_i) = θ − (λ/n) Σ (b_i − θ) + (λ/n) Σ (c_i − θ)
-    let share = lambda / count as f64;
-    let items = opened
-        .into_iter()
-        .enumerate()
-        .map(|(i, model)| Item {
-            model,
-            weight: if i % 2 == 0 { -share } else { share },
-        })
-        .collect();
+    let items = subtracted(models, lambda);
     let format = Format {
         dtype,
         shard_size: options.plan.shard_size,
@@ -202,6 +182,38 @@ pub fn subtract(
         observer,
     )?;
     Ok((plan, lambda))
+}
+
+/// The mean of `count` backdoor vectors. `models` are their pairs, and behind these, if their likeness counts, a merged
+/// model and its base.
+pub(crate) fn injected_mean(models: &[Model], count: usize) -> Result<AgainstMean, Failure> {
+    let mut wanted = vectors(count);
+    if models.len() > 2 * count + 1 {
+        wanted.push((2 * count, 2 * count + 1));
+    }
+    let found = differences(models, &wanted)?;
+    let all: Vec<usize> = (0..count).collect();
+    // Without a merged model only that the mean is not 0.
+    Ok(against_mean(
+        &found.total.dots,
+        wanted.len(),
+        wanted.len() - 1,
+        &all,
+    )?)
+}
+
+/// What takes λ times the mean of backdoor vectors off a model θ, from their pairs:
+/// θ − (λ/n) Σ (b_i − c_i) = θ − (λ/n) Σ (b_i − θ) + (λ/n) Σ (c_i − θ).
+pub(crate) fn subtracted(pairs: Vec<Model>, lambda: f64) -> Vec<Item> {
+    let share = lambda / (pairs.len() / 2) as f64;
+    pairs
+        .into_iter()
+        .enumerate()
+        .map(|(i, model)| Item {
+            model,
+            weight: if i % 2 == 0 { -share } else { share },
+        })
+        .collect()
 }
 
 fn names(pairs: &[Injected]) -> impl Iterator<Item = &str> {

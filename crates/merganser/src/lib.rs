@@ -29,6 +29,7 @@ pub use merganser_upkeep as upkeep;
 mod adapters;
 pub mod audit;
 pub mod certify;
+mod defence;
 mod demo;
 mod merge_adapters;
 mod rebuild;

@@ -51,6 +51,16 @@ pub fn asks_for_adapter(path: &Path, text: &str, options: &MergeOptions) -> Resu
             ],
         ));
     }
+    if let Some(defence) = documents.iter().find_map(|d| d.defence.as_ref()) {
+        return Err(failure(
+            &steps.recipe.source,
+            vec![
+                Diagnostic::error("backdoor vectors of models cannot be subtracted from an adapter")
+                    .label(defence.span, "with `output: adapter`")
+                    .help("`output: model` applies the merged adapter to the base and subtracts them from that"),
+            ],
+        ));
+    }
     Ok(true)
 }
 

@@ -27,7 +27,7 @@ const MOST_COMBINATIONS: usize = 100_000_000;
 /// A parameter of a recipe and the values to try.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Knob {
-    /// Where it stands: `NAME` in the document's `parameters`, `prior.NAME`, or `models.I.NAME`, I from 0.
+    /// Where it stands: `NAME` in the document's `parameters`, `prior.NAME`, `models.I.NAME`, I from 0, or `defend.lambda`.
     pub name: String,
     /// The values, as they are written into the recipe.
     pub values: Vec<String>,
@@ -375,6 +375,13 @@ fn places(path: &Path, text: &str, options: &TuneOptions) -> Result<Vec<Span>, F
         .knobs
         .iter()
         .map(|knob| {
+            let defence = document.defence.as_ref();
+            if let ("defend.lambda", Some(lambda)) = (
+                knob.name.as_str(),
+                defence.and_then(|defence| defence.lambda.as_ref()),
+            ) {
+                return Ok(lambda.span);
+            }
             let (parameters, name) = match knob.name.split('.').collect::<Vec<_>>()[..] {
                 [name] => (Some(&document.parameters), name),
                 ["prior", name] => (document.prior.as_ref().map(|prior| &prior.parameters), name),
@@ -389,7 +396,7 @@ fn places(path: &Path, text: &str, options: &TuneOptions) -> Result<Vec<Span>, F
                 Some(setting) => Ok(setting.span),
                 _ => Err(Failure::Usage(format!(
                     "the recipe sets no parameter at `{}`: write one there with any value, so that its place is known \
-                     (NAME for `parameters:`, prior.NAME, or models.I.NAME with I from 0)",
+                     (NAME for `parameters:`, prior.NAME, models.I.NAME with I from 0, or defend.lambda)",
                     knob.name
                 ))),
             }

@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use merganser_plan::{Missing, Options, Plan};
-use merganser_recipe::{Diagnostic, Diagnostics, OutputKind, ParseOptions, Recipe, SourceText};
+use merganser_recipe::{
+    Defence, Diagnostic, Diagnostics, OutputKind, ParseOptions, Recipe, SourceText,
+};
 use merganser_report::Report;
 use merganser_run::{CalibrationSummary, Merge, Observer, Opener, Provenance, RunError};
 use merganser_store::hub::HubOptions;
+use merganser_store::publish;
 
+use crate::defence::{self, Defended};
 use crate::stream;
 
 /// How to merge, besides the recipe.
@@ -222,7 +226,8 @@ pub fn plan_recipe(
             .name
             .as_ref()
             .map(|name| name.value.clone());
-        let plan = plan_document(&steps, document, &opener, options)?;
+        let mut plan = plan_document(&steps, document, &opener, options)?;
+        defence::announce(&steps, document, &opener, &mut plan)?;
         planned.push(Planned {
             name,
             plan,
@@ -234,8 +239,11 @@ pub fn plan_recipe(
 }
 
 fn builds_on_others(steps: &Steps, document: usize) -> bool {
-    steps.recipe.documents[document]
+    let document = &steps.recipe.documents[document];
+    let defence = document.defence.iter().flat_map(Defence::model_refs);
+    document
         .model_refs()
+        .chain(defence)
         .any(|reference| steps.recipe.document_for(reference).is_some())
 }
 
@@ -260,12 +268,33 @@ pub fn merge_recipe(
         stream::include(&mut steps, state)?;
     }
     let several = steps.order.len() > 1;
+    let defends = steps.recipe.documents.iter().any(|d| d.defence.is_some());
     if several && options.part.is_some() {
         return Err(Failure::Usage(
             "a recipe with several documents cannot be merged in parts: put each document in a file of its own".into(),
         ));
     }
+    if defends && (options.part.is_some() || options.continued.is_some()) {
+        return Err(Failure::Usage(
+            "a merge with `defend` goes twice over the model: it takes neither --part nor --continue".into(),
+        ));
+    }
     let intermediate = options.intermediate.clone().unwrap_or_else(|| beside(out));
+    let place = |document: usize| {
+        let name = steps.recipe.documents[document].name.as_ref();
+        let is_last = steps.last.contains(&document);
+        match name {
+            Some(name) if !is_last => intermediate.join(&name.value),
+            Some(name) if steps.last.len() > 1 => out.join(&name.value),
+            _ => out.to_owned(),
+        }
+    };
+    if several || defends {
+        // Found before the intermediate models are made.
+        for &document in &steps.last {
+            publish::check(&place(document), options.overwrite).map_err(RunError::from)?;
+        }
+    }
     let mut done = Vec::new();
     for document in steps.order.iter().copied() {
         let name = steps.recipe.documents[document]
@@ -273,12 +302,9 @@ pub fn merge_recipe(
             .as_ref()
             .map(|name| name.value.clone());
         let is_last = steps.last.contains(&document);
-        let to = match &name {
-            Some(name) if !is_last => intermediate.join(name),
-            Some(name) if steps.last.len() > 1 => out.join(name),
-            _ => out.to_owned(),
-        };
-        let plan = plan_document(&steps, document, &opener, options)?;
+        let to = place(document);
+        let mut plan = plan_document(&steps, document, &opener, options)?;
+        defence::announce(&steps, document, &opener, &mut plan)?;
         if !is_last && already_made(&to, &plan) {
             opener.named.extend(name.clone().map(|name| (name, to)));
             done.push(Planned {
@@ -295,10 +321,31 @@ pub fn merge_recipe(
             card: options.card,
             hash_inputs: options.hash_inputs,
         };
+        let overwrite = options.overwrite || !is_last;
+        if let Some(defence) = &steps.recipe.documents[document].defence {
+            let defended = Defended {
+                steps: &steps,
+                document,
+                opener: &opener,
+                options,
+                intermediate: &intermediate,
+                provenance: &provenance,
+                overwrite,
+            };
+            let (plan, report) = defended.merge(plan, defence, &to, observer)?;
+            opener.named.extend(name.clone().map(|name| (name, to)));
+            done.push(Planned {
+                name,
+                plan,
+                source: steps.recipe.source.clone(),
+                report,
+            });
+            continue;
+        }
         let job = Merge {
             plan: &plan,
             out: &to,
-            overwrite: options.overwrite || !is_last,
+            overwrite,
             allow_nonfinite: options.allow_nonfinite,
             no_sync: options.no_sync,
             part: options.part,
@@ -334,7 +381,7 @@ pub fn merge_recipe(
         };
         carry_out(plan, &provenance, state, &options, observer)?;
     }
-    if several && options.intermediate.is_none() {
+    if (several || defends) && options.intermediate.is_none() {
         // Only a cache of ours: if it cannot be removed, the merge is still good.
         let _ = std::fs::remove_dir_all(&intermediate);
     }
@@ -447,7 +494,7 @@ fn beside(out: &Path) -> PathBuf {
 }
 
 /// Whether an earlier run left exactly this model.
-fn already_made(folder: &Path, plan: &Plan) -> bool {
+pub(crate) fn already_made(folder: &Path, plan: &Plan) -> bool {
     let record = std::fs::read_to_string(folder.join("merganser.json")).unwrap_or_default();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap_or_default();
     record.get("plan").and_then(|digest| digest.as_str()) == Some(&plan.digest)

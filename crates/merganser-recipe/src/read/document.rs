@@ -36,6 +36,7 @@ impl Reader {
         let prior = self.prior(&fields);
         let calibration = self.calibration(&fields);
         let output = self.output(&fields);
+        let defence = self.defence(&fields);
         Some(Document {
             name,
             merge_method: merge_method?,
@@ -50,6 +51,7 @@ impl Reader {
             prior,
             calibration,
             output,
+            defence,
             span: node.span,
         })
     }

@@ -17,6 +17,7 @@ pub(crate) const DOCUMENT: &[&str] = &[
     "prior",
     "calibration",
     "output",
+    "defend",
 ];
 pub(crate) const MODULE: &[&str] = &["models", "slices", "parameters"];
 pub(crate) const SLICE: &[&str] = &["sources", "base_model", "parameters", "residual_weight"];
@@ -27,5 +28,7 @@ pub(crate) const MODEL: &[&str] = &["model", "lora", "override_architecture"];
 pub(crate) const PATH: &[&str] = &["path", "revision"];
 pub(crate) const TOKENIZER: &[&str] = &["source", "tokens", "pad_to_multiple_of"];
 pub(crate) const PRIOR: &[&str] = &["merge_method", "parameters"];
+pub(crate) const DEFENCE: &[&str] = &["ibvs", "lambda", "project"];
+pub(crate) const PAIR: &[&str] = &["backdoored", "clean"];
 pub(crate) const CALIBRATION: &[&str] =
     &["data", "column", "prefix", "samples", "max_length", "seed"];

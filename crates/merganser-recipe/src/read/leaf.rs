@@ -151,7 +151,12 @@ impl Reader {
         }
     }
 
-    fn bad_model<T>(&mut self, node: &Node, what: &str, error: &ModelRefError) -> Option<T> {
+    pub(super) fn bad_model<T>(
+        &mut self,
+        node: &Node,
+        what: &str,
+        error: &ModelRefError,
+    ) -> Option<T> {
         self.note(
             Diagnostic::error(format!("{what} names no model: {error}"))
                 .label(node.span, "expected `path[@revision][+adapter[@revision]]`")

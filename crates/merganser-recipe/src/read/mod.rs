@@ -4,6 +4,7 @@
 
 mod body;
 mod calibration;
+mod defence;
 mod document;
 pub(crate) mod keys;
 mod leaf;

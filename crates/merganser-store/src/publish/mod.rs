@@ -81,6 +81,22 @@ pub fn recover(out: &Path) -> Result<Option<Published>> {
     Ok(Some(intent.into()))
 }
 
+/// Fails as [`Staging::begin`] would for what is in `out`, without touching it: for work that takes long before it
+/// begins there.
+pub fn check(out: &Path, overwrite: bool) -> Result<()> {
+    if exists(out) && !out.is_dir() {
+        return Err(Error::Staging {
+            path: out.to_owned(),
+            problem: "it is not a folder".into(),
+        });
+    }
+    if overwrite {
+        Ok(())
+    } else {
+        refuse_if_occupied(out)
+    }
+}
+
 impl Staging {
     /// Begins, or resumes, work on the output folder `out` alone. What an earlier run staged is
     /// kept; a publication it had begun is completed first.
@@ -99,16 +115,10 @@ impl Staging {
     }
 
     fn start(out: &Path, overwrite: bool, shared: bool) -> Result<Self> {
-        if exists(out) && !out.is_dir() {
-            return Err(Error::Staging {
-                path: out.to_owned(),
-                problem: "it is not a folder".into(),
-            });
+        if exists(out) && out.is_dir() {
+            recover(out)?;
         }
-        recover(out)?;
-        if !overwrite {
-            refuse_if_occupied(out)?;
-        }
+        check(out, overwrite)?;
         let dir = out.join(STAGING);
         // A link here could lead the deletions of publishing anywhere.
         if dir

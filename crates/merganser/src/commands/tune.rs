@@ -27,7 +27,7 @@ pub(crate) struct Tune {
     /// Where the best recipe is written; the log of the search is put beside it
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
-    /// A parameter and its values: NAME=V,V,… or NAME=FROM:TO:STEP; NAME, prior.NAME or models.I.NAME (may be repeated)
+    /// A parameter and its values: NAME=V,V,… or NAME=FROM:TO:STEP; NAME, prior.NAME, models.I.NAME or defend.lambda (may be repeated)
     #[arg(long, value_name = "NAME=VALUES", required = true, value_parser = knob)]
     pub(crate) set: Vec<Knob>,
     /// A YAML or JSON file of classification tasks: samples and heads

@@ -17,7 +17,7 @@ use crate::program::run;
 type Tensors = BTreeMap<String, Tensor>;
 
 /// Writes the models of a case, each a file; what they expect.
-fn models(dir: &Path, method: &str, case: &str) -> (Tensors, Tensors) {
+pub(crate) fn models(dir: &Path, method: &str, case: &str) -> (Tensors, Tensors) {
     let from = folder().join("continual").join(method).join(case);
     let inputs = read_safetensors(&from.join("inputs.safetensors"));
     let mut all: BTreeMap<&str, Vec<Entry<'_>>> = BTreeMap::new();

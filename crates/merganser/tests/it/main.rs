@@ -5,6 +5,7 @@
 mod adapters;
 mod audit;
 mod certify;
+mod defence;
 mod determinism;
 mod drift;
 mod evaluate;
