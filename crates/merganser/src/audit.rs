@@ -61,15 +61,23 @@ pub fn updates(models: &[String], from_first: bool) -> Result<Differences, Failu
 /// Products of backdoor vectors, and behind them, with `base`, of the clean models' task vectors.
 ///
 /// # Errors
-/// See [`Failure`].
-pub fn backdoor_vectors(pairs: &[Injected], base: Option<&str>) -> Result<Differences, Failure> {
+/// If a clean model is of another base, unless `force` is set; see [`Failure`].
+pub fn backdoor_vectors(
+    pairs: &[Injected],
+    base: Option<&str>,
+    force: bool,
+) -> Result<Differences, Failure> {
     let opened = open(names(pairs).chain(base))?;
     let mut wanted = vectors(pairs.len());
     if base.is_some() {
         let last = opened.len() - 1;
         wanted.extend((0..pairs.len()).map(|i| (2 * i + 1, last)));
     }
-    Ok(differences(&opened, &wanted)?)
+    let found = differences(&opened, &wanted)?;
+    if base.is_some() && !force {
+        same_base(&found, pairs.len(), &opened, &wanted)?;
+    }
+    Ok(found)
 }
 
 /// The contributors of a merge beside backdoor vectors.
@@ -77,18 +85,21 @@ pub fn backdoor_vectors(pairs: &[Injected], base: Option<&str>) -> Result<Differ
 pub struct Contributors {
     /// What the recipe calls them.
     pub labels: Vec<String>,
-    /// Products of their task vectors, and behind them those of the backdoor vectors.
+    /// Products of their task vectors, behind them those of the backdoor vectors, and then those of the task vectors of the
+    /// clean models of the pairs.
     pub differences: Differences,
 }
 
 /// Products of the task vectors of a recipe's models and of injected backdoor vectors.
 ///
 /// # Errors
-/// If the recipe cannot be planned, has several documents or no base model; see [`Failure`].
+/// If the recipe cannot be planned, has several documents or no base model, or a clean model is of another base, unless
+/// `force` is set; see [`Failure`].
 pub fn contributors(
     recipe: &Path,
     text: &str,
     injected: &[Injected],
+    force: bool,
     options: &MergeOptions,
 ) -> Result<Contributors, Failure> {
     let mut planned = plan_recipe(recipe, text, options)?;
@@ -112,9 +123,15 @@ pub fn contributors(
     models.extend(open(names(injected))?);
     let shifted = vectors(injected.len()).into_iter();
     wanted.extend(shifted.map(|(a, b)| (a + first, b + first)));
+    let behind = wanted.len();
+    wanted.extend((0..injected.len()).map(|i| (first + 2 * i + 1, base)));
+    let found = differences(&models, &wanted)?;
+    if !force {
+        same_base(&found, behind, &models, &wanted)?;
+    }
     Ok(Contributors {
         labels,
-        differences: differences(&models, &wanted)?,
+        differences: found,
     })
 }
 
@@ -145,13 +162,21 @@ pub fn subtract(
         Amount::Projected(base) => Some(base.as_str()),
         Amount::Given(_) => None,
     };
-    let mut models = open(names(injected).chain([merged]).chain(base))?;
-    let mean = injected_mean(&models, injected.len())?;
-    let lambda = match amount {
-        Amount::Given(lambda) => *lambda,
-        Amount::Projected(_) => mean.coefficient.max(0.0),
+    let mut models = open(names(injected).chain(base))?;
+    let (lambda, whole) = match amount {
+        Amount::Given(lambda) => {
+            injected_mean(&models, injected.len())?;
+            (*lambda, model(&Opener::new(None), merged)?)
+        }
+        Amount::Projected(_) => {
+            models.push(model(&Opener::new(None), merged)?);
+            let mean = injected_mean(&models, injected.len())?;
+            (
+                mean.coefficient.max(0.0),
+                models.swap_remove(models.len() - 1),
+            )
+        }
     };
-    let whole = models.swap_remove(2 * injected.len());
     models.truncate(2 * injected.len());
     if let Some(part) = models
         .iter()
@@ -184,14 +209,30 @@ pub fn subtract(
     Ok((plan, lambda))
 }
 
-/// The mean of `count` backdoor vectors. `models` are their pairs, and behind these, if their likeness counts, a merged
-/// model and its base.
+/// The mean of `count` backdoor vectors. `models` are their pairs, behind these their base if it is known, and then a merged
+/// model if its likeness counts.
+///
+/// # Errors
+/// If the two models of a pair are equal, the mean is 0, or a clean model is of another base.
 pub(crate) fn injected_mean(models: &[Model], count: usize) -> Result<AgainstMean, Failure> {
+    let (base, merged) = (2 * count, 2 * count + 1);
     let mut wanted = vectors(count);
-    if models.len() > 2 * count + 1 {
-        wanted.push((2 * count, 2 * count + 1));
+    if models.len() > base {
+        wanted.extend((0..count).map(|i| (2 * i + 1, base)));
+    }
+    if models.len() > merged {
+        wanted.push((merged, base));
     }
     let found = differences(models, &wanted)?;
+    if let Some(i) = (0..count).find(|&i| found.total.norm(i) == 0.0) {
+        return Err(Failure::Usage(format!(
+            "the backdoor vector of {}:{} is 0: the two models are equal",
+            models[2 * i].label,
+            models[2 * i + 1].label
+        )));
+    }
+    let behind = &wanted[..wanted.len().min(2 * count)];
+    same_base(&found, count, models, behind)?;
     let all: Vec<usize> = (0..count).collect();
     // Without a merged model only that the mean is not 0.
     Ok(against_mean(
@@ -200,6 +241,30 @@ pub(crate) fn injected_mean(models: &[Model], count: usize) -> Result<AgainstMea
         wanted.len() - 1,
         &all,
     )?)
+}
+
+/// Refuses clean models, the first of the pairs from number `first` on, that are no nearer to their base, the second, than a
+/// model of zeros would be: they are fine-tunes of something else.
+fn same_base(
+    found: &Differences,
+    first: usize,
+    models: &[Model],
+    pairs: &[(usize, usize)],
+) -> Result<(), Failure> {
+    for (t, &(clean, base)) in pairs.iter().enumerate().skip(first) {
+        let own = found.total.subtracted[t].sqrt();
+        let apart = found.total.norm(t);
+        if own > 0.0 && apart >= own {
+            return Err(Failure::Usage(format!(
+                "{} is {:.2} of the length of {} away from it, as models are that have nothing to do with each other: both models \
+                 of a pair must be fine-tunes of this base",
+                models[clean].label,
+                apart / own,
+                models[base].label
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What takes λ times the mean of backdoor vectors off a model θ, from their pairs:

@@ -114,35 +114,30 @@ impl Defended<'_> {
         out: &Path,
         observer: &dyn Observer,
     ) -> Result<(Plan, Option<merganser_report::Report>), Failure> {
-        let pairs: Vec<Model> = open(self.steps, defence, self.opener)?
-            .into_iter()
-            .map(|(_, model)| model)
-            .collect();
-        // What is wrong with the vectors is found before the merge, which takes longer.
-        injected_mean(&pairs, defence.ibvs.len())?;
-        let (undefended, report) = self.undefended(observer)?;
+        let count = defence.ibvs.len();
         let of = |reference: &ModelRef| {
             let found = self.opener.model(reference);
             found.map_err(|reason| Failure::Usage(format!("cannot open {reference}: {reason}")))
         };
-        let merged = of(&ModelRef::local(&undefended.display().to_string()))?;
-        let base = &self.steps.recipe.documents[self.document].base_model;
-        let (pairs, merged, lambda) = match (defence.projected, base) {
-            (true, Some(base)) => {
-                let mut models = pairs;
-                models.extend([merged, of(base)?]);
-                let mean = injected_mean(&models, defence.ibvs.len())?;
-                let merged = models.swap_remove(2 * defence.ibvs.len());
-                models.truncate(2 * defence.ibvs.len());
-                (models, merged, mean.coefficient.max(0.0))
-            }
-            _ => {
-                let given = defence.lambda.as_ref().map(|lambda| lambda.value);
-                (pairs, merged, given.unwrap_or(LAMBDA))
-            }
+        let mut models: Vec<Model> = open(self.steps, defence, self.opener)?
+            .into_iter()
+            .map(|(_, model)| model)
+            .collect();
+        if let Some(base) = &self.steps.recipe.documents[self.document].base_model {
+            models.push(of(base)?);
+        }
+        // What is wrong with the vectors is found before the merge, which takes longer.
+        injected_mean(&models, count)?;
+        let (undefended, report) = self.undefended(observer)?;
+        models.push(of(&ModelRef::local(&undefended.display().to_string()))?);
+        let lambda = match &defence.lambda {
+            _ if defence.projected => injected_mean(&models, count)?.coefficient.max(0.0),
+            given => given.as_ref().map_or(LAMBDA, |lambda| lambda.value),
         };
+        let merged = models.swap_remove(models.len() - 1);
+        models.truncate(2 * count);
         let shard_size = self.options.plan.shard_size;
-        let items = subtracted(pairs, lambda);
+        let items = subtracted(models, lambda);
         let mut plan =
             task_vector::add_to_merged(merged, items, plan, shard_size).map_err(Failure::Usage)?;
         if defence.projected {

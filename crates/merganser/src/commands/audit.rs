@@ -71,6 +71,9 @@ pub(crate) struct Merge {
     /// A fine-tune of the same base with a backdoor of your own, and the same without it (may be repeated)
     #[arg(long, required = true, value_name = "BACKDOORED:CLEAN")]
     pub(crate) injected: Vec<Injected>,
+    /// Compare even if the injected models seem to come from another base than the recipe's
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) planning: Planning,
 }
@@ -220,11 +223,16 @@ fn audit_merge(arguments: &Merge, output: &Output) -> Result<(), Failure> {
         plan: planning(&arguments.planning)?,
         ..MergeOptions::default()
     };
-    let found =
-        merganser::audit::contributors(&arguments.recipe, &text, &arguments.injected, &options)?;
+    let found = merganser::audit::contributors(
+        &arguments.recipe,
+        &text,
+        &arguments.injected,
+        arguments.force,
+        &options,
+    )?;
     let total = &found.differences.total;
     let (count, all) = (found.labels.len(), total.count);
-    let injected: Vec<usize> = (count..all).collect();
+    let injected: Vec<usize> = (count..count + arguments.injected.len()).collect();
     let mut ranked = Vec::new();
     for i in 0..count {
         let mean = against_mean(&total.dots, all, i, &injected)?;

@@ -61,6 +61,9 @@ pub(crate) struct Sim {
     /// Their base: compares each vector with the task vector of its clean model too
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<String>,
+    /// Compare with a base that the models seem not to come from
+    #[arg(long, requires = "base")]
+    pub(crate) force: bool,
     /// Show the cosines of every tensor whose name contains TEXT (empty: all)
     #[arg(long, value_name = "TEXT")]
     pub(crate) tensors: Option<String>,
@@ -133,7 +136,11 @@ fn diff(arguments: &Diff, memory: u64, output: &Output) -> Result<(), Failure> {
 }
 
 fn sim(arguments: &Sim, output: &Output) -> Result<(), Failure> {
-    let found = merganser::audit::backdoor_vectors(&arguments.pairs, arguments.base.as_deref())?;
+    let found = merganser::audit::backdoor_vectors(
+        &arguments.pairs,
+        arguments.base.as_deref(),
+        arguments.force,
+    )?;
     let (total, count) = (&found.total, arguments.pairs.len());
     if let Some(zero) = (0..count).find(|&i| total.norm(i) == 0.0) {
         return Err(Failure::Usage(format!(

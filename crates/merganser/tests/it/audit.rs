@@ -292,6 +292,60 @@ fn defend(dir: &Path, injected: &[String], rest: &[&str]) -> Tensors {
 }
 
 #[test]
+fn models_of_another_base_are_refused() {
+    let dir = TempDir::new().expect("a folder");
+    let (inputs, _) = models(dir.path(), "backdoor_vectors", "ibvs_task_arithmetic");
+    recipe(dir.path(), &["model0", "model1"], 0.3);
+    // As far from the base as two models that were drawn at random.
+    for name in ["injected_backdoored", "injected_clean"] {
+        let prefix = format!("{name}/");
+        let tensors: Vec<Entry<'_>> = inputs
+            .iter()
+            .filter_map(|(key, tensor)| Some((key.strip_prefix(&prefix)?, tensor)))
+            .map(|(key, tensor)| {
+                let turned = tensor.f32().iter().rev().map(|x| -x).collect();
+                (key, Dtype::F32, tensor.shape.clone(), turned)
+            })
+            .collect();
+        write_file(
+            &dir.path().join(format!("other_{name}.safetensors")),
+            &tensors,
+        );
+    }
+    let other = pair("other_injected_backdoored", "other_injected_clean");
+    let audit = ["audit", "merge", "recipe.yml", "--injected", &other];
+    let sim = ["bv", "sim", &other, "--base", "pre.safetensors"];
+    let project = [
+        "bv",
+        "apply",
+        "merged",
+        "-o",
+        "x",
+        "--injected",
+        &other,
+        "--project",
+    ];
+    let project = [&project[..], &["--base", "pre.safetensors"]].concat();
+    for args in [&audit[..], &sim, &project] {
+        let done = run(dir.path(), args).refused();
+        let text = "fine-tunes of this base";
+        assert!(done.stderr.contains(text), "{args:?}: {}", done.stderr);
+    }
+    for args in [&audit[..], &sim] {
+        run(dir.path(), [args, &["--force"]].concat()).done();
+    }
+    let text = fs::read_to_string(dir.path().join("recipe.yml")).expect("a recipe");
+    let text = format!("{text}defend: {{ibvs: ['{other}']}}\n");
+    fs::write(dir.path().join("recipe.yml"), text).expect("a recipe");
+    let done = run(dir.path(), ["merge", "recipe.yml", "out"]).refused();
+    assert!(
+        done.stderr.contains("fine-tunes of this base"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
 fn subtraction_and_projection_are_as_expected() {
     let dir = TempDir::new().expect("a folder");
     let (_, expected) = models(dir.path(), "backdoor_vectors", "ibvs_task_arithmetic");
@@ -326,7 +380,7 @@ fn subtraction_and_projection_are_as_expected() {
         ],
     );
     assert_eq!(done.code, Some(2));
-    assert!(done.stderr.contains("0 or cancel"), "{}", done.stderr);
+    assert!(done.stderr.contains("the two models are equal"), "{}", done.stderr);
     assert!(!dir.path().join("x").exists());
 }
 
