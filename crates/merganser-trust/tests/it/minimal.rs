@@ -1,7 +1,4 @@
 //! Minimal changes of weights and certificates: independent f64 code, and the authors' functions.
-//!
-//! Two things of the cases are not compared. `implied_L` is the ratio of two numbers that are. The bounds of one older
-//! function of the authors (`per_layer_bounds`) are no lower bounds, so nothing here could agree with them.
 
 use merganser_linalg::dot;
 use merganser_model::Pointwise;
@@ -268,6 +265,41 @@ fn layers_of_a_linear_network() {
     }
 }
 
+/// An older function of the authors takes twice the change of the output that is needed, so that its bounds bound nothing, and
+/// leaves out the biases before the layer. Half of them is what the product of all other norms gives.
+#[test]
+fn bounds_by_the_product_of_norms() {
+    let case = case("reference_per_layer_bounds");
+    let network = case.network(Pointwise::Identity, false);
+    let x = case.input("x");
+    let found = &sensitivities(&network, x).unwrap()[0];
+    let class = |key: &str| case.params[key].as_u64().unwrap() as usize;
+    assert_eq!(
+        (found.prediction, found.runner_up),
+        (class("pred"), class("target"))
+    );
+    let norms: Vec<f64> = (1..=4)
+        .map(|k| spectral_upper(&case.matrix(&format!("W{k}"))).unwrap())
+        .collect();
+    let radius = |others: f64| found.margin / (2f64.sqrt() * others);
+    let sound: Vec<f64> = (0..3)
+        .map(|k| {
+            let others: f64 = (0..4).filter(|&l| l != k).map(|l| norms[l]).product();
+            radius(others * dot(x, x).sqrt())
+        })
+        .collect();
+    case.assert("sound_lower", &sound);
+    case.assert(
+        "ref_lower",
+        &sound.iter().map(|x| 2.0 * x).collect::<Vec<_>>(),
+    );
+    // Ours takes the input of the layer as it is and the difference of the two rows: no weaker, and below what flips.
+    for (layer, sound) in found.layers.iter().zip(sound) {
+        assert!(layer.guaranteed >= sound, "{layer:?} {sound}");
+        assert!(layer.guaranteed <= layer.first_order);
+    }
+}
+
 #[test]
 fn parameters_of_a_network() {
     let case = case("local_lipschitz_parameters");
@@ -334,7 +366,22 @@ fn compressed_twins() {
         let change: f64 = (1..=3)
             .map(|k| case.matrix(&format!("dW{k}")).norm().powi(2))
             .sum();
-        case.assert("delta_total_frobenius", &[change.sqrt()]);
+        let change = change.sqrt();
+        case.assert("delta_total_frobenius", &[change]);
+        case.assert("implied_L", &column(&|c| c.margin / (2f64.sqrt() * change)));
+        let apart = y.activations[3]
+            .chunks(classes)
+            .zip(moved.activations[3].chunks(classes));
+        let apart: Vec<f64> = apart
+            .map(|(a, b)| {
+                a.iter()
+                    .zip(b)
+                    .map(|(a, b)| (a - b).powi(2))
+                    .sum::<f64>()
+                    .sqrt()
+            })
+            .collect();
+        case.assert("true_error", &apart);
         let spectral = spectral_upper(&case.matrix("dW1")).unwrap();
         assert!(spectral <= case.matrix("dW1").norm() * (1.0 + 1e-12));
     }

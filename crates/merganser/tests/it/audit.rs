@@ -380,7 +380,11 @@ fn subtraction_and_projection_are_as_expected() {
         ],
     );
     assert_eq!(done.code, Some(2));
-    assert!(done.stderr.contains("the two models are equal"), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("the two models are equal"),
+        "{}",
+        done.stderr
+    );
     assert!(!dir.path().join("x").exists());
 }
 
