@@ -1,7 +1,7 @@
 //! What certificates are about, out of files: heads, small networks, samples of features; and the edited layer back.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use merganser_data::VectorFile;
 use merganser_eval::HEAD_NAMES;
@@ -188,25 +188,27 @@ pub fn network(
         .map_err(|error| Failure::Usage(format!("`{}`: {error}", path.display())))
 }
 
-/// The BLAKE3 hash of a file's whole content, in hexadecimal digits.
+/// The BLAKE3 hash of a file's whole content, in hexadecimal digits; of a folder those of its weight files, by name.
 ///
 /// # Errors
-/// If it cannot be read.
-pub fn fingerprint(path: &Path) -> Result<String, Failure> {
-    match hash_file(path) {
-        Ok(hash) => Ok(hash.to_string()),
-        Err(error) => Err(Failure::Usage(error.to_string())),
-    }
+/// If one cannot be read.
+pub fn fingerprints(path: &Path) -> Result<Vec<(PathBuf, String)>, Failure> {
+    let files: Vec<PathBuf> = if path.is_dir() {
+        let found = open(path)?;
+        found.files().iter().map(|file| file.path.clone()).collect()
+    } else {
+        vec![path.to_owned()]
+    };
+    files
+        .into_iter()
+        .map(|file| match hash_file(&file) {
+            Ok(hash) => Ok((file, hash.to_string())),
+            Err(error) => Err(Failure::Usage(error.to_string())),
+        })
+        .collect()
 }
 
 fn open(path: &Path) -> Result<Checkpoint, Failure> {
-    if path.is_dir() {
-        // Its hash would have to be that of many files.
-        return Err(Failure::Usage(format!(
-            "`{}` is a folder; name the file that holds the tensors",
-            path.display()
-        )));
-    }
     Checkpoint::open(path).map_err(|error| Failure::Usage(error.to_string()))
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use merganser::Failure;
-use merganser::certify::{StoredHead, features, fingerprint, network};
+use merganser::certify::{StoredHead, features, fingerprints, network};
 use merganser::data::file_and_name;
 use merganser::trust::certificate::{Certificate, Twins};
 use merganser::trust::head::{Head, Radii, Threat, argmax};
@@ -46,7 +46,7 @@ pub(crate) enum What {
 /// Where the numbers are.
 #[derive(Debug, Args)]
 pub(crate) struct Files {
-    /// The file that holds the weights
+    /// The file that holds the weights, or the folder of a model
     pub(crate) weights: PathBuf,
     /// Samples, one a row, in a .npy, .safetensors or .parquet file; FILE#NAME names a tensor or column
     #[arg(long, short, value_name = "FILE")]
@@ -163,7 +163,22 @@ pub(crate) fn run(arguments: &Certify, output: &Output) -> Result<(), Failure> {
 fn hashes(files: &[(&str, &Path)]) -> Result<Value, Failure> {
     let mut all = serde_json::Map::new();
     for (role, path) in files {
-        let entry = json!({ "path": path.to_string_lossy(), "blake3": fingerprint(path)? });
+        let found = fingerprints(path)?;
+        let entry = match &found[..] {
+            [(file, hash)] if file == path => {
+                json!({ "path": path.to_string_lossy(), "blake3": hash })
+            }
+            several => {
+                let each: serde_json::Map<String, Value> = several
+                    .iter()
+                    .map(|(file, hash)| {
+                        let name = file.file_name().unwrap_or_default();
+                        (name.to_string_lossy().into_owned(), json!(hash))
+                    })
+                    .collect();
+                json!({ "path": path.to_string_lossy(), "files": each })
+            }
+        };
         all.insert((*role).to_owned(), entry);
     }
     Ok(Value::Object(all))

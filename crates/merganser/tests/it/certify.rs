@@ -58,10 +58,11 @@ fn radii_of_a_head_are_those_of_the_golden_case() {
         close(&radii["max"], "radius_entry_inf");
         close(&radii["sum"], "radius_entry_l1");
     }
-    let hash = merganser::certify::fingerprint(&examples().join("head.safetensors"));
+    let hashes = merganser::certify::fingerprints(&examples().join("head.safetensors"));
+    let hashes = hashes.expect("a file");
     assert_eq!(
         found["files"]["weights"]["blake3"].as_str(),
-        hash.ok().as_deref()
+        Some(hashes[0].1.as_str())
     );
     let text = certify(&HEAD).stdout;
     assert!(text.contains("share of samples"), "{text}");
@@ -131,6 +132,36 @@ fn layers_have_sensitivities_and_guarantees() {
     assert_eq!(found["event"], "sensitivity");
     assert_eq!(found["layers"], serde_json::json!(["fc1", "fc2", "fc3"]));
     assert!(certify(&args).stdout.contains("not a guarantee"));
+}
+
+#[test]
+fn a_head_may_lie_in_the_folder_of_a_model() {
+    let dir = TempDir::new().expect("a folder");
+    let copy = |name: &str| fs::copy(examples().join(name), dir.path().join(name)).expect(name);
+    copy("features.safetensors");
+    fs::create_dir(dir.path().join("model")).expect("a folder");
+    let file = dir.path().join("model/model.safetensors");
+    fs::copy(examples().join("head.safetensors"), file).expect("a head");
+    let found = json(
+        &run(
+            dir.path(),
+            [
+                "certify",
+                "head",
+                "model",
+                "-f",
+                "features.safetensors",
+                "--json",
+            ],
+        )
+        .done(),
+    );
+    let alone = json(&certify(&[&HEAD[..], &["--json"]].concat()));
+    assert_eq!(found["samples"], alone["samples"]);
+    assert_eq!(
+        found["files"]["weights"]["files"]["model.safetensors"],
+        alone["files"]["weights"]["blake3"]
+    );
 }
 
 #[test]
