@@ -42,6 +42,7 @@ mod real;
 mod spd;
 mod svd;
 mod symmetric;
+mod tridiagonal;
 
 pub use eigen::Eigen;
 pub use error::{Error, Result};
