@@ -5,3 +5,4 @@
 mod drift;
 mod heads;
 mod properties;
+mod prototypes;
