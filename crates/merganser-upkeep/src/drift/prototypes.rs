@@ -433,13 +433,10 @@ fn adversarial(
                 .and_then(|shift| agreement(&old, &new, &kept, shift)),
             ..ClassDrift::new(class, Method::Adversarial)
         });
-        match shift.filter(|_| successes >= options.least) {
-            Some(shift) => shifts.push(shift),
-            None => {
-                few.push(k);
-                shifts.push(Vec::new());
-            }
+        if successes < options.least {
+            few.push(k);
         }
+        shifts.push(shift.unwrap_or_default());
     }
     if !farther.is_empty() {
         report.notes.push(format!(

@@ -60,7 +60,7 @@ impl Stats {
             covs: covs.then(|| {
                 filled
                     .iter()
-                    .flat_map(|part| part.covs.clone())
+                    .filter_map(|part| part.covs.clone())
                     .flatten()
                     .collect()
             }),
