@@ -78,7 +78,7 @@ pub(crate) struct Protos {
         requires = "encoder_old"
     )]
     pub(crate) layers: Vec<String>,
-    /// Length of a step when probes are made; auto: the one that brings them closest
+    /// Length of a step when probes are made, in units of the samples; auto: the one that brings them closest
     #[arg(long, value_name = "X", value_parser = alpha, default_value = "auto")]
     pub(crate) alpha: Alpha,
     /// Steps when probes are made
@@ -90,8 +90,8 @@ pub(crate) struct Protos {
     /// Fewest probes that must look like a class; with fewer it is moved as by sdc
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) min_successes: usize,
-    /// For sdc: how far around a prototype samples count; auto: as far as ten neighbours
-    #[arg(long, value_name = "X", value_parser = sigma, default_value = "0.3")]
+    /// For sdc: how far around a prototype samples count, 0.3 in the paper; auto: as far as ten neighbours
+    #[arg(long, value_name = "X", value_parser = sigma, default_value = "auto")]
     pub(crate) sigma: Bandwidth,
     /// For adc and sdc: the quantile of the samples' own drifts beyond which no prototype moves; 1 is the longest of them
     #[arg(
