@@ -362,13 +362,13 @@ fn semantic(
     }
     if !far.is_empty() {
         let all = if found.iter().all(|local| local.kernel < 1e-3) {
-            "; all prototypes move alike, as with the method mean"
+            ", as the method mean takes it"
         } else {
             ""
         };
         report.notes.push(format!(
-            "sigma is too small for {}: hardly any anchor lies within it, and what is taken is nearly the mean of all \
-             anchors{all}; a sigma of auto follows the scale of the features",
+            "sigma is too small for {}: hardly any sample lies within it, and what is taken is nearly the mean of all \
+             samples{all}; a sigma of auto follows the scale of the features",
             named(&far)
         ));
     }

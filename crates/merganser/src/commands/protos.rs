@@ -27,7 +27,7 @@ const NEIGHBOURS: f64 = 10.0;
 /// Carry prototypes.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser drift protos stats-v1.safetensors --method sdc --old old.npy --new new.npy -o stats-v2.safetensors\n  merganser drift protos stats-v1.safetensors --method adc --probes-old adv-old.npy --probes-new adv-new.npy \\\n    --targets targets.npy --old old.npy --new new.npy -o stats-v2.safetensors\n  merganser drift protos stats-v1.safetensors --method adc --encoder-old v1.safetensors --encoder-new v2.safetensors \\\n    --samples present.npy --activation relu -o stats-v2.safetensors\n\nRow i of --old and --new is the same sample of the data there are now, seen by both encoders. adc moves a class by probes:\nsamples changed until the old encoder takes them for the class. For multi-layer perceptrons they are made here; for other\nnetworks make them in your framework as docs/drift.md says. No method is best everywhere."
+    after_help = "Examples:\n  merganser drift protos stats-v1.safetensors --method sdc --old old.npy --new new.npy \\\n    -o stats-v2.safetensors\n  merganser drift protos stats-v1.safetensors --method adc --probes-old probes-old.npy \\\n    --probes-new probes-new.npy --targets targets.npy --old old.npy --new new.npy -o stats-v2.safetensors\n  merganser drift protos stats-v1.safetensors --method adc --encoder-old v1.safetensors \\\n    --encoder-new v2.safetensors --samples present.npy --activation relu -o stats-v2.safetensors\n\nRow i of --old and --new is the same sample of the data there are now, seen by both encoders.\nadc moves a class by probes: samples changed until the old encoder takes them for the class. For\nmulti-layer perceptrons they are made here; for other networks make them in your framework, as\ndocs/drift.md says. No method is the best everywhere."
 )]
 pub(crate) struct Protos {
     /// Statistics of the old encoder's features, as `merganser stats build` writes them
@@ -79,13 +79,18 @@ pub(crate) struct Protos {
     )]
     pub(crate) layers: Vec<String>,
     /// Length of a step when probes are made, in units of the samples; auto: the one that brings them closest
-    #[arg(long, value_name = "X", value_parser = alpha, default_value = "auto")]
+    #[arg(long, value_name = "X", value_parser = alpha, default_value = "auto", requires = "encoder_old")]
     pub(crate) alpha: Alpha,
     /// Steps when probes are made
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "encoder_old")]
     pub(crate) steps: usize,
     /// Probes a class
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 100,
+        requires = "encoder_old"
+    )]
     pub(crate) probes: usize,
     /// Fewest probes that must look like a class; with fewer it is moved as by sdc
     #[arg(long, value_name = "N", default_value_t = 10)]

@@ -150,6 +150,16 @@ fn perceptrons_are_attacked_as_in_the_paper() {
             .map(|class| class["successes"].as_f64().expect("a number"))
             .collect();
         assert_eq!(successes, expected["paper_n_success"].values, "{name}");
+        // The α that is found does not depend on the number of threads.
+        let automatic = |options: &str| {
+            let line = format!(
+                "drift protos stats.safetensors --method adc {ENCODERS} -o auto.safetensors --overwrite"
+            );
+            let found = event(dir, &format!("{line} {options}"));
+            let bytes = fs::read(dir.join("auto.safetensors")).expect("a file");
+            (found["alpha"].clone(), bytes)
+        };
+        assert_eq!(automatic("-j 1"), automatic("-j 4"), "{name}");
         close(
             name,
             &vectors(&dir.join("moved.safetensors"), "mean"),
@@ -169,6 +179,14 @@ fn perceptrons_are_attacked_as_in_the_paper() {
                 ),
             );
             let moved = vectors(&dir.join(out), "mean");
+            done(
+                dir,
+                &format!(
+                    "drift protos stats.safetensors --method sdc {given} --sigma 0.3 --no-cap -o one.safetensors --overwrite -j 1"
+                ),
+            );
+            let bytes = |name: &str| fs::read(dir.join(name)).expect("a file");
+            assert_eq!(bytes(out), bytes("one.safetensors"), "threads");
             let before = &inputs["protos_old"].values;
             let shift: Vec<f64> = moved.iter().zip(before).map(|(a, b)| a - b).collect();
             close(name, &shift, &expected["sdc_displacement"].values, 5e-5);
@@ -418,6 +436,7 @@ fn digits_without_data_are_read_after_the_encoder_changed() {
         );
         let notes = event["carried"]["notes"].to_string();
         assert!(notes.contains("sigma is too small for classes"), "{notes}");
+        done(dir, "head ncm moved.safetensors -o head.safetensors");
         // Covariances stay as they are.
         let covs = |name: &str| {
             let all = read_safetensors(&dir.join(name));
