@@ -56,6 +56,9 @@ pub enum Error {
     /// Linear algebra that failed.
     #[error(transparent)]
     Algebra(#[from] merganser_linalg::Error),
+    /// A network that could not be run.
+    #[error(transparent)]
+    Model(#[from] merganser_model::ModelError),
     /// Vectors or statistics that could not be read.
     #[error(transparent)]
     Data(#[from] merganser_data::Error),

@@ -17,6 +17,7 @@ mod manual;
 mod merge;
 mod methods;
 mod plan;
+mod protos;
 mod rebuild;
 mod seal;
 mod spectra;

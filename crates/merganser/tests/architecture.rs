@@ -37,7 +37,12 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("merganser-trust", &["merganser-linalg", "merganser-model"]),
     (
         "merganser-upkeep",
-        &["merganser-data", "merganser-linalg", "merganser-store"],
+        &[
+            "merganser-data",
+            "merganser-linalg",
+            "merganser-model",
+            "merganser-store",
+        ],
     ),
     (
         "merganser-plan",

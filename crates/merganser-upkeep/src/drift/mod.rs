@@ -15,20 +15,29 @@
 //! Shift: query drift compensation (arXiv 2506.00037). Orthogonal and affine: Procrustes and ridge regression on the
 //! anchors. An affine map is not inverted for the way back, because ridge regression shrinks: its inverse would blow up what
 //! the anchors did not show.
+//!
+//! Prototypes of classes need not all move alike: [`carry`] moves each by what the anchors around it do, or by what probes
+//! that look like its class do.
 
+mod adversarial;
 mod chain;
 mod clusters;
 mod file;
 mod files;
 mod fit;
+mod prototypes;
 mod search;
+mod semantic;
 mod transport;
 
+pub use adversarial::{Attack, Probes, StepNorm, features, nearest_prototypes};
 pub use clusters::{assign, centroids, cluster_shifts};
 pub use fit::{
     Advice, Anchors, Diagnostics, FitKind, FitOptions, HeldOut, affine, orthogonal, shift,
 };
+pub use prototypes::{Carried, CarryOptions, ClassDrift, Evidence, Method, carry, kept_drift};
 pub use search::{Outcome, Trial};
+pub use semantic::{Bandwidth, Local, displacements};
 pub use transport::Transport;
 
 pub(crate) use transport::normalise;

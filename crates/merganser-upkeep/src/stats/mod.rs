@@ -17,6 +17,7 @@
 
 mod adapt;
 mod build;
+mod merge;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

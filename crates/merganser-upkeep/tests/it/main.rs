@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod drift;
+mod federation;
 mod heads;
 mod properties;
+mod prototypes;

@@ -146,7 +146,7 @@ pub(crate) struct EditArguments {
     pub(crate) overwrite: bool,
 }
 
-fn activation(text: &str) -> Result<Pointwise, String> {
+pub(crate) fn activation(text: &str) -> Result<Pointwise, String> {
     Pointwise::parse(text).map_err(|error| error.to_string())
 }
 

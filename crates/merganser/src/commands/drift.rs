@@ -14,6 +14,7 @@ use merganser::upkeep::{Error, Matrix};
 use merganser::{Failure, upkeep};
 use serde_json::{Value, json};
 
+use super::protos::Protos;
 use crate::output::{Output, result};
 use crate::table::table;
 
@@ -39,6 +40,8 @@ pub(crate) enum What {
     Bias(Bias),
     /// Show drifts, and what they do for search on labelled queries
     Report(Report),
+    /// Carry means of classes whose data are gone to the space of a newer encoder
+    Protos(Box<Protos>),
 }
 
 /// Fit a drift.
@@ -199,7 +202,14 @@ fn read(given: &str) -> Result<VectorFile, Failure> {
     VectorFile::open(given).map_err(|error| failure(error.into()))
 }
 
-fn labels(given: &str) -> Result<Vec<usize>, Failure> {
+/// All vectors of a file.
+pub(crate) fn matrix(given: &str) -> Result<Matrix, Failure> {
+    let file = read(given)?;
+    let all = file.all().map_err(|error| failure(error.into()))?;
+    Matrix::new(file.rows(), file.dim(), all).map_err(|error| failure(error.into()))
+}
+
+pub(crate) fn labels(given: &str) -> Result<Vec<usize>, Failure> {
     read_labels(given).map_err(|error| failure(error.into()))
 }
 
@@ -210,6 +220,7 @@ pub(crate) fn run(arguments: &DriftArguments, output: &Output) -> Result<(), Fai
         What::Chain(arguments) => chain(arguments, output),
         What::Bias(arguments) => bias(arguments, output),
         What::Report(arguments) => report(arguments, output),
+        What::Protos(arguments) => super::protos::run(arguments, output),
     }
 }
 
@@ -220,11 +231,6 @@ fn fit(arguments: &Fit, output: &Output) -> Result<(), Failure> {
             arguments.from
         )));
     }
-    let matrix = |given: &str| -> Result<Matrix, Failure> {
-        let file = read(given)?;
-        let all = file.all().map_err(|error| failure(error.into()))?;
-        Matrix::new(file.rows(), file.dim(), all).map_err(|error| failure(error.into()))
-    };
     let options = FitOptions {
         kind: match arguments.kind {
             Kind::Auto => FitKind::Auto,

@@ -118,7 +118,7 @@ fn gamma(text: &str) -> Result<Gamma, String> {
 }
 
 /// The files that are named, or lie in the folders that are.
-fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for path in given {
         if !path.is_dir() {

@@ -10,6 +10,7 @@ use merganser::upkeep::stats::{BuildOptions, Stats};
 use serde_json::json;
 
 use super::drift::failure;
+use super::head::files;
 use crate::output::Output;
 
 /// Statistics of classes, which outlive their features.
@@ -26,6 +27,8 @@ pub(crate) enum What {
     Build(Build),
     /// Take statistics to the space of a newer model
     Adapt(Adapt),
+    /// Put statistics of several clients or rounds into one file
+    Merge(Merge),
 }
 
 /// Build statistics.
@@ -77,7 +80,25 @@ pub(crate) struct Adapt {
     pub(crate) overwrite: bool,
 }
 
+/// Merge statistics.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser stats merge round-1/ round-2/ -o both.safetensors\n  merganser stats merge all.safetensors client-9.safetensors -o all-2.safetensors\n\nRows are put side by side, sorted, so that the order of the files changes nothing; none is averaged with another, because\n`head fedcof` looks at every mean. Covariances and Gram matrices are kept where all files have them."
+)]
+pub(crate) struct Merge {
+    /// Files of statistics, or folders of them
+    #[arg(required = true)]
+    pub(crate) stats: Vec<PathBuf>,
+    /// Where the statistics go
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
 pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Failure> {
+    let mut notes = Vec::new();
     let (stats, out, overwrite) = match &arguments.what {
         What::Build(it) => {
             let features = VectorFile::open(&it.features).map_err(|error| failure(error.into()))?;
@@ -103,7 +124,19 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
             let stats = stats.adapt(&drift).map_err(failure)?;
             (stats, &it.output, it.overwrite)
         }
+        What::Merge(it) => {
+            let parts = files(&it.stats)?
+                .iter()
+                .map(|path| Stats::read(path).map_err(failure))
+                .collect::<Result<Vec<_>, _>>()?;
+            let (stats, found) = Stats::merge(&parts).map_err(failure)?;
+            notes = found;
+            (stats, &it.output, it.overwrite)
+        }
     };
+    for note in &notes {
+        output.note(&format!("note: {note}"));
+    }
     stats.write(out, overwrite).map_err(failure)?;
     let features: u64 = stats.counts.iter().sum();
     if output.json {
@@ -115,6 +148,7 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
             "dim": stats.dim(),
             "cov": stats.covs.is_some(),
             "gram": stats.gram.is_some(),
+            "notes": notes,
         }));
     } else {
         output.note(&format!(

@@ -18,6 +18,7 @@ mod messages;
 mod models;
 mod program;
 mod project;
+mod protos;
 mod spectral;
 mod startup;
 mod stream;
