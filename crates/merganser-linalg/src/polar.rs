@@ -8,6 +8,8 @@
 //! orthogonality from ε κ² to its square (Higham, *Functions of Matrices*, 2008, chapter 8). What it leaves, a rotation of
 //! the shortest directions by ε κ² for the ε of `f64`, is far below ε κ for that of `f32`, by which the data know them.
 
+use std::borrow::Cow;
+
 use crate::eigen::noise;
 use crate::svd::widened;
 use crate::{Eigen, Matrix, Real, Result, Svd, gemm, gram};
@@ -35,6 +37,42 @@ impl Polar {
     /// # Errors
     /// If the matrix is not finite or a decomposition does not converge.
     pub fn of<T: Real>(a: &Matrix<T>, epsilon: f64) -> Result<Self> {
+        Root::of(a, epsilon)?.applied()
+    }
+
+    /// C polar(A). Where A is wide and C has fewer rows than A columns this is less work than with polar(A) itself, because
+    /// C (A Aᵀ)^(−1/2) is the smaller matrix.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    ///
+    /// # Panics
+    /// If C does not have as many columns as A rows.
+    pub fn times<T: Real>(c: &Matrix<f64>, a: &Matrix<T>, epsilon: f64) -> Result<Matrix<f64>> {
+        let root = Root::of(a, epsilon)?;
+        match &root.inverse {
+            Some(inverse) if a.rows() <= a.cols() && !root.is_corrected() => {
+                Ok(gemm::mul(&gemm::mul(c, inverse), &root.matrix))
+            }
+            _ => Ok(gemm::mul(c, &root.applied()?.factor)),
+        }
+    }
+}
+
+/// A matrix and what brings it to its polar factor.
+struct Root<'a> {
+    /// A, or its factor already if there is no `inverse`.
+    matrix: Cow<'a, Matrix<f64>>,
+    /// (A Aᵀ)^(−1/2), or (AᵀA)^(−1/2) if A is tall.
+    inverse: Option<Matrix<f64>>,
+    nuclear_norm: f64,
+    rank: usize,
+    /// Condition of the Gram matrix over the numerical range.
+    condition: f64,
+}
+
+impl<'a> Root<'a> {
+    fn of<T: Real>(a: &'a Matrix<T>, epsilon: f64) -> Result<Self> {
         a.check_finite()?;
         let (m, n) = a.shape();
         let (a, scale) = widened(a);
@@ -44,9 +82,11 @@ impl Polar {
             let svd = Svd::of(&a)?;
             let svd = svd.leading(svd.rank(epsilon));
             return Ok(Self {
-                factor: gemm::mul_tn(&svd.left, &svd.right),
+                matrix: Cow::Owned(gemm::mul_tn(&svd.left, &svd.right)),
+                inverse: None,
                 nuclear_norm: scale * svd.values.iter().sum::<f64>(),
                 rank: svd.values.len(),
+                condition: 1.0,
             });
         }
         let eigen = Eigen::of(&gram(&a)?)?;
@@ -56,8 +96,30 @@ impl Polar {
         let vectors = eigen.vectors.rows_range(0, rank);
         let mut scaled = vectors.clone();
         scaled.scale_rows(&roots.iter().map(|x| 1.0 / x).collect::<Vec<_>>());
-        let mut factor = on_smaller_side(&gemm::mul_tn(&vectors, &scaled), &a);
-        if rank > 0 && largest > CORRECTED * eigen.values[rank - 1] {
+        Ok(Self {
+            matrix: a,
+            inverse: Some(gemm::mul_tn(&vectors, &scaled)),
+            nuclear_norm: scale * roots.iter().sum::<f64>(),
+            rank,
+            condition: match rank {
+                0 => 1.0,
+                rank => largest / eigen.values[rank - 1],
+            },
+        })
+    }
+
+    /// Whether the Gram matrix is too ill-conditioned for its inverse root to be taken as it is.
+    fn is_corrected(&self) -> bool {
+        self.condition > CORRECTED
+    }
+
+    fn applied(self) -> Result<Polar> {
+        let is_corrected = self.is_corrected();
+        let mut factor = match &self.inverse {
+            Some(inverse) => on_smaller_side(inverse, &self.matrix),
+            None => self.matrix.into_owned(),
+        };
+        if is_corrected {
             let mut correction = gram(&factor)?;
             correction.scale(-0.5);
             for i in 0..correction.rows() {
@@ -65,10 +127,10 @@ impl Polar {
             }
             factor = on_smaller_side(&correction, &factor);
         }
-        Ok(Self {
+        Ok(Polar {
             factor,
-            nuclear_norm: scale * roots.iter().sum::<f64>(),
-            rank,
+            nuclear_norm: self.nuclear_norm,
+            rank: self.rank,
         })
     }
 }

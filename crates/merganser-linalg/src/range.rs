@@ -60,7 +60,7 @@ impl Sketch {
             if x > max { x } else { max }
         });
         if size >= m.min(n) || k == 0 || !(1e-30..1e30).contains(&largest) {
-            let svd = Svd::truncated(&a.cast::<f64>(), k, epsilon)?;
+            let svd = Svd::truncated(a, k, epsilon)?;
             return Ok(Sketched { svd, residual: 0.0 });
         }
         let wide = m <= n;

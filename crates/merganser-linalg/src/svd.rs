@@ -3,6 +3,9 @@
 //! With m ≤ n the eigenpairs of A Aᵀ are (σ², u), and v = Aᵀu/σ. The Gram matrix has the square of A's condition number:
 //! in `f64`, values down to about 10⁻⁷ σ₁ are known, which is where the rounding of `f32` data begins.
 
+use std::any::Any;
+use std::borrow::Cow;
+
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
@@ -94,42 +97,6 @@ impl<T: Real> Svd<T> {
         self
     }
 
-    /// The triples of the `k` largest singular values, without those at or below the noise that [`rank`](Self::rank) sees
-    /// in numbers with this ε. They come from the Gram matrix where it can tell them from noise, which is several times
-    /// faster on a rectangle, and from [`of`](Self::of) elsewhere.
-    ///
-    /// # Errors
-    /// Those of [`of`](Self::of).
-    pub fn truncated(a: &Matrix<T>, k: usize, epsilon: f64) -> Result<Self> {
-        let (m, n) = a.shape();
-        a.check_finite()?;
-        let (scaled, scale) = widened(a);
-        let cutoff = noise(m.max(n), epsilon.max(T::EPSILON));
-        if cutoff.powi(2) <= noise(m.min(n), f64::EPSILON) {
-            let svd = Self::of(a)?;
-            return Ok(svd.leading(k.min(svd.rank(epsilon))));
-        }
-        let eigen = Eigen::leading(&gram(&scaled)?, k)?;
-        let largest = eigen.values.first().copied().unwrap_or(0.0);
-        let rank = eigen.rank(cutoff.powi(2) * largest);
-        let own = eigen.vectors.rows_range(0, rank);
-        let values: Vec<f64> = eigen.values[..rank].iter().map(|x| x.sqrt()).collect();
-        let mut other = if m <= n {
-            gemm::mul(&own, &scaled)
-        } else {
-            gemm::mul_nt(&own, &scaled)
-        };
-        other.scale_rows(&values.iter().map(|x| 1.0 / x).collect::<Vec<_>>());
-        let (left, right) = if m <= n { (own, other) } else { (other, own) };
-        let values = values.iter().map(|x| x * scale).collect();
-        Ok(Self {
-            left: left.cast(),
-            values,
-            right: right.cast(),
-        }
-        .signed())
-    }
-
     /// Number of singular values above 4√max(m, n) · ε · σ₁, for the ε of the numbers the matrix was computed from, which
     /// may be larger than that of its type.
     pub fn rank(&self, epsilon: f64) -> usize {
@@ -151,19 +118,60 @@ impl<T: Real> Svd<T> {
     }
 }
 
+impl Svd {
+    /// The triples of the `k` largest singular values, without those at or below the noise that [`rank`](Self::rank) sees
+    /// in numbers with this ε. They come from the Gram matrix where it can tell them from noise, which is several times
+    /// faster on a rectangle, and from [`of`](Self::of) elsewhere; in `f64` either way.
+    ///
+    /// # Errors
+    /// Those of [`of`](Self::of).
+    pub fn truncated<T: Real>(a: &Matrix<T>, k: usize, epsilon: f64) -> Result<Self> {
+        let (m, n) = a.shape();
+        a.check_finite()?;
+        let (scaled, scale) = widened(a);
+        let cutoff = noise(m.max(n), epsilon.max(T::EPSILON));
+        if cutoff.powi(2) <= noise(m.min(n), f64::EPSILON) {
+            let mut svd = Self::of(&scaled)?;
+            svd = svd.leading(k.min(svd.rank(epsilon.max(T::EPSILON))));
+            svd.values.iter_mut().for_each(|x| *x *= scale);
+            return Ok(svd);
+        }
+        let eigen = Eigen::leading(&gram(&scaled)?, k)?;
+        let largest = eigen.values.first().copied().unwrap_or(0.0);
+        let rank = eigen.rank(cutoff.powi(2) * largest);
+        let own = eigen.vectors.rows_range(0, rank);
+        let values: Vec<f64> = eigen.values[..rank].iter().map(|x| x.sqrt()).collect();
+        let mut other = if m <= n {
+            gemm::mul(&own, &scaled)
+        } else {
+            gemm::mul_nt(&own, &scaled)
+        };
+        other.scale_rows(&values.iter().map(|x| 1.0 / x).collect::<Vec<_>>());
+        let (left, right) = if m <= n { (own, other) } else { (other, own) };
+        let values = values.iter().map(|x| x * scale).collect();
+        Ok(Self {
+            left,
+            values,
+            right,
+        }
+        .signed())
+    }
+}
+
 /// The matrix in `f64` and a factor to be undone: 1, unless its Gram could overflow or vanish.
-pub(crate) fn widened<T: Real>(a: &Matrix<T>) -> (Matrix, f64) {
-    let mut out = a.cast::<f64>();
-    let largest = out
-        .as_slice()
-        .iter()
-        .fold(0.0_f64, |max, x| max.max(x.abs()));
+pub(crate) fn widened<T: Real>(a: &Matrix<T>) -> (Cow<'_, Matrix>, f64) {
+    let largest = a.as_slice().iter().fold(0.0_f64, |max, x| {
+        let x = x.to_f64().abs();
+        if x > max { x } else { max }
+    });
+    let same = (a as &dyn Any).downcast_ref::<Matrix>();
+    let mut out = same.map_or_else(|| Cow::Owned(a.cast()), Cow::Borrowed);
     if largest == 0.0 || (1e-100..1e100).contains(&largest) {
         return (out, 1.0);
     }
     // A power of two, so that scaling rounds nothing.
     let scale = 2.0_f64.powi((largest.log2() as i32).max(-1000));
-    out.scale(1.0 / scale);
+    out.to_mut().scale(1.0 / scale);
     (out, scale)
 }
 

@@ -12,7 +12,7 @@
 //! Both as Marczak et al., *No Task Left Behind*, ICML 2025 (arXiv 2502.04959), except that r is the numerical rank of Δ:
 //! beyond it the published code spreads σ̄ over directions that are rounding.
 
-use merganser_linalg::{Matrix, Polar, Real, Svd, gemm};
+use merganser_linalg::{Eigen, Matrix, Polar, Real, Svd, gemm, gram};
 
 use crate::error::{check_range, common_shape};
 use crate::{Merged, NOISE, Result, sum};
@@ -68,7 +68,7 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
         };
         for update in updates {
             let update = update.cast::<f64>();
-            let own = Svd::truncated(&projected.of(&update), each, NOISE)?;
+            let own = projected.leading(&update, each)?;
             // What lies in the common directions leaves only rounding outside them.
             let floor = NOISE * update.norm();
             let own = own.leading(own.values.iter().take_while(|&&x| x > floor).count());
@@ -91,13 +91,13 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
             None => own,
         });
     }
-    let left = Matrix::stack_rows(&whitened);
-    let mut right = Polar::of(&Matrix::stack_rows(&right), NOISE)?.factor;
-    right.scale(values.iter().sum::<f64>() / values.len() as f64);
+    let left = Matrix::stack_rows(&whitened).transpose();
+    let mut update = Polar::times(&left, &Matrix::stack_rows(&right), NOISE)?;
+    update.scale(values.iter().sum::<f64>() / values.len() as f64);
     Ok(Merged {
         // Where directions of the tasks coincide, the whole has fewer than the sum of theirs.
         rank: values.len().min(rank),
-        ..Merged::whole(gemm::mul_tn(&left, &right).cast())
+        ..Merged::whole(update.cast())
     })
 }
 
@@ -117,16 +117,51 @@ struct Complement<'a> {
     basis: Option<&'a Matrix>,
 }
 
+/// Share of ‖D‖² that the squares of singular values outside the common directions must have to be taken from a difference of
+/// Gram matrices: 10¹⁰ times its rounding.
+const TOLD_APART: f64 = 1e-6;
+
 impl Complement<'_> {
-    /// (I − U_c U_cᵀ) D, or its coordinates in the basis, which have the same singular values and right vectors.
-    fn of(&self, update: &Matrix) -> Matrix {
+    /// The `k` leading singular triples of E = (I − U_c U_cᵀ) D; the left vectors in the coordinates of the basis, if there is
+    /// one.
+    fn leading(&self, update: &Matrix, k: usize) -> Result<Svd> {
         if let Some(basis) = self.basis {
-            return gemm::mul(basis, update);
+            return Ok(Svd::truncated(&gemm::mul(basis, update), k, NOISE)?);
+        }
+        let shared = gemm::mul(self.common, update);
+        if update.rows() > update.cols()
+            && let Some(svd) = self.by_difference(update, &shared, k)?
+        {
+            return Ok(svd);
         }
         let mut rest = update.clone();
-        let shared = gemm::mul(self.common, update);
         gemm::add_mul(&mut rest, -1.0, &self.common.transpose(), &shared);
-        rest
+        Ok(Svd::truncated(&rest, k, NOISE)?)
+    }
+
+    /// The same for a tall D without E: EᵀE = DᵀD − CᵀC with C = U_cᵀ D. `None` if that loses too many digits.
+    fn by_difference(&self, update: &Matrix, shared: &Matrix, k: usize) -> Result<Option<Svd>> {
+        let mut difference = gram(update)?;
+        let trace: f64 = (0..difference.rows()).map(|i| difference.get(i, i)).sum();
+        difference.add_scaled(-1.0, &gemm::mul_tn(shared, shared));
+        let eigen = Eigen::leading(&difference, k)?;
+        if eigen
+            .values
+            .last()
+            .is_none_or(|least| *least <= TOLD_APART * trace)
+        {
+            return Ok(None);
+        }
+        let values: Vec<f64> = eigen.values.iter().map(|x| x.sqrt()).collect();
+        let right = eigen.vectors;
+        let mut left = gemm::mul_nt(&right, update);
+        gemm::add_mul(&mut left, -1.0, &gemm::mul_nt(&right, shared), self.common);
+        left.scale_rows(&values.iter().map(|x| 1.0 / x).collect::<Vec<_>>());
+        Ok(Some(Svd {
+            left,
+            values,
+            right,
+        }))
     }
 }
 
@@ -186,6 +221,43 @@ mod tests {
             .update;
         assert!(distance(&other.rows_range(0, 8), &merged) < 1e-10 * merged.norm());
         assert!(other.row(8).iter().all(|x| x.abs() < 1e-12));
+    }
+
+    #[test]
+    fn a_difference_of_grams_finds_what_lies_outside_or_says_that_it_cannot() {
+        let (m, n) = (30, 11);
+        let common = Svd::of(&update(1, m, n)).unwrap().left.rows_range(0, 7);
+        let complement = Complement {
+            common: &common,
+            basis: None,
+        };
+        let outside = update(2, m, n);
+        let explicit = |d: &Matrix| {
+            let mut rest = d.clone();
+            let shared = gemm::mul(&common, d);
+            gemm::add_mul(&mut rest, -1.0, &common.transpose(), &shared);
+            Svd::of(&rest).unwrap().leading(3)
+        };
+        for (share, told) in [(1.0, true), (1e-2, true), (1e-6, false)] {
+            let mut d = gemm::mul(&common.transpose(), &update(3, 7, n));
+            d.add_scaled(share, &outside);
+            let (found, expected) = (complement.leading(&d, 3).unwrap(), explicit(&d));
+            for i in 0..3 {
+                assert!((found.values[i] / expected.values[i] - 1.0).abs() < 1e-9);
+                let both = |svd: &Svd| {
+                    gemm::mul_tn(
+                        &svd.left.rows_range(i, i + 1),
+                        &svd.right.rows_range(i, i + 1),
+                    )
+                };
+                assert!(distance(&both(&found), &both(&expected)) < 1e-7);
+            }
+            let shared = gemm::mul(&common, &d);
+            assert_eq!(
+                complement.by_difference(&d, &shared, 3).unwrap().is_some(),
+                told
+            );
+        }
     }
 
     #[test]

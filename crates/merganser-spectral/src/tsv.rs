@@ -7,7 +7,7 @@
 //!
 //! As k is a small share of the directions, random projection finds them in a fraction of the time: a [`Sketch`].
 
-use merganser_linalg::{Matrix, Polar, Real, Sketch, Sketched, Svd, gemm};
+use merganser_linalg::{Matrix, Polar, Real, Sketch, Sketched, Svd};
 
 use crate::error::common_shape;
 use crate::{Merged, NOISE, Result};
@@ -26,7 +26,7 @@ pub fn tsv_m<T: Real>(updates: &[&Matrix<T>], sketch: Option<Sketch>) -> Result<
         let found = match sketch {
             Some(sketch) => sketch.leading(update, k, NOISE)?,
             None => Sketched {
-                svd: Svd::truncated(&update.cast::<f64>(), k, NOISE)?,
+                svd: Svd::truncated(update, k, NOISE)?,
                 residual: 0.0,
             },
         };
@@ -38,10 +38,17 @@ pub fn tsv_m<T: Real>(updates: &[&Matrix<T>], sketch: Option<Sketch>) -> Result<
     let update = if values.is_empty() {
         Matrix::zeros(m, n)
     } else {
-        let left = Polar::of(&Matrix::stack_rows(&left), NOISE)?.factor;
-        let mut right = Polar::of(&Matrix::stack_rows(&right), NOISE)?.factor;
-        right.scale_rows(&values);
-        gemm::mul_tn(&left, &right).cast()
+        // The shorter side is made orthonormal first: polar(Û) diag(s) is then small beside V̂.
+        let (left, right) = (Matrix::stack_rows(&left), Matrix::stack_rows(&right));
+        let sides = if m <= n { [left, right] } else { [right, left] };
+        let mut short = Polar::of(&sides[0], NOISE)?.factor;
+        short.scale_rows(&values);
+        let update = Polar::times(&short.transpose(), &sides[1], NOISE)?;
+        if m <= n {
+            update.cast()
+        } else {
+            update.transpose().cast()
+        }
     };
     Ok(Merged {
         update,
