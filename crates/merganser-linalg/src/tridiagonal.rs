@@ -15,6 +15,7 @@ use faer::linalg::evd::{
     ComputeEigenvectors, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd,
 };
 use faer::prelude::default;
+use pulp::Arch;
 
 use crate::{Error, Matrix, Real, Result, gemm};
 
@@ -126,6 +127,8 @@ struct RankOne {
     rho: f64,
     /// Rotations (p, q, c, s) that made z_p = 0 where d_p and d_q nearly agree, in the order they were done.
     rotations: Vec<(usize, usize, f64, f64)>,
+    /// Loops are compiled for what the processor can; the bits are the same.
+    arch: Arch,
 }
 
 /// A root λ = d[pole] + offset: as close to a pole as it may lie, the offset is known to its own precision.
@@ -165,6 +168,7 @@ impl RankOne {
             z,
             rho,
             rotations,
+            arch: Arch::new(),
         }
     }
 
@@ -265,26 +269,15 @@ impl RankOne {
 
     /// The function at d[pole] + offset; its terms up to number i are those of poles on the left.
     fn at(&self, d: &[f64], i: usize, pole: usize, offset: f64) -> Value {
-        let sums = |d_part: &[f64], z_part: &[f64]| -> (f64, f64) {
-            let (mut sum, mut slope) = ([0.0; LANES], [0.0; LANES]);
-            let mut add = |d_part: &[f64], z_part: &[f64]| {
-                for (lane, (d_j, z_j)) in d_part.iter().zip(z_part).enumerate() {
-                    let x = z_j / (d_j - d[pole] - offset);
-                    sum[lane] += z_j * x;
-                    slope[lane] += x * x;
-                }
-            };
-            let (d_rows, z_rows) = (d_part.chunks_exact(LANES), z_part.chunks_exact(LANES));
-            let rest = (d_rows.remainder(), z_rows.remainder());
-            for (d_part, z_part) in d_rows.zip(z_rows) {
-                add(d_part, z_part);
-            }
-            add(rest.0, rest.1);
-            let total = |x: [f64; LANES]| x.iter().sum::<f64>() * self.rho;
-            (total(sum), total(slope))
-        };
-        let (left, slope_left) = sums(&d[..=i], &self.z[..=i]);
-        let (right, slope_right) = sums(&d[i + 1..], &self.z[i + 1..]);
+        let at = d[pole];
+        let ((left, slope_left), (right, slope_right)) = self.arch.dispatch(|| {
+            (
+                sums(&d[..=i], &self.z[..=i], at, offset),
+                sums(&d[i + 1..], &self.z[i + 1..], at, offset),
+            )
+        });
+        let [left, slope_left, right, slope_right] =
+            [left, slope_left, right, slope_right].map(|x| x * self.rho);
         Value {
             value: 1.0 + left + right,
             left,
@@ -300,23 +293,42 @@ impl RankOne {
     /// The z for which the roots that were found are exact (Löwner's formula).
     fn exact_for(&self, d: &[f64], roots: &[Root]) -> Vec<f64> {
         let mut squares = vec![1.0; d.len()];
-        for (j, root) in roots.iter().enumerate() {
-            let (pole, offset) = (d[root.pole], root.offset);
-            let factor = |i: usize| (pole - d[i]) + offset;
-            for (i, square) in squares.iter_mut().enumerate() {
-                *square *= if i == j {
-                    factor(i) / self.rho
-                } else {
-                    factor(i) / (d[j] - d[i])
-                };
+        self.arch.dispatch(|| {
+            for (j, root) in roots.iter().enumerate() {
+                let (pole, offset, own) = (d[root.pole], root.offset, squares[j]);
+                for (square, d_i) in squares.iter_mut().zip(d) {
+                    *square *= ((pole - d_i) + offset) / (d[j] - d_i);
+                }
+                squares[j] = own * (((pole - d[j]) + offset) / self.rho);
             }
-        }
+        });
         squares
             .iter()
             .zip(&self.z)
             .map(|(square, z)| square.max(0.0).sqrt().copysign(*z))
             .collect()
     }
+}
+
+/// Σ z_j² / (d_j − λ) and Σ z_j² / (d_j − λ)² for λ = pole + offset.
+#[inline(always)]
+fn sums(d: &[f64], z: &[f64], pole: f64, offset: f64) -> (f64, f64) {
+    let (mut sum, mut slope) = ([0.0; LANES], [0.0; LANES]);
+    let (d_rows, z_rows) = (d.chunks_exact(LANES), z.chunks_exact(LANES));
+    let rest = d_rows.remainder().iter().zip(z_rows.remainder());
+    for (d, z) in d_rows.zip(z_rows) {
+        for lane in 0..LANES {
+            let x = z[lane] / (d[lane] - pole - offset);
+            sum[lane] += z[lane] * x;
+            slope[lane] += x * x;
+        }
+    }
+    for (lane, (d, z)) in rest.enumerate() {
+        let x = z / (d - pole - offset);
+        sum[lane] += z * x;
+        slope[lane] += x * x;
+    }
+    (sum.iter().sum(), slope.iter().sum())
 }
 
 /// 1 + ρ Σ z_j² / (d_j − λ) at some λ.
