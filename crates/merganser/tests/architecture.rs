@@ -37,7 +37,13 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("merganser-trust", &["merganser-linalg", "merganser-model"]),
     (
         "merganser-upkeep",
-        &["merganser-data", "merganser-linalg", "merganser-store"],
+        &[
+            "merganser-data",
+            "merganser-kernels",
+            "merganser-linalg",
+            "merganser-model",
+            "merganser-store",
+        ],
     ),
     (
         "merganser-plan",
