@@ -22,6 +22,7 @@
 pub mod drift;
 mod error;
 pub mod heads;
+pub mod report;
 pub mod retrieval;
 pub mod stats;
 mod tensors;

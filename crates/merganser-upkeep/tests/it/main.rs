@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adagauss;
 mod drift;
 mod heads;
 mod properties;
+mod statistics;
