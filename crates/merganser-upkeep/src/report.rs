@@ -187,7 +187,7 @@ impl Changes {
                 difference.norm()
             });
             let divergence = covs.and_then(|(a, b)| {
-                divergence(&delta, shrunk(a, shrink, 0.0), shrunk(b, shrink, 0.0))
+                divergence(&delta, &shrunk(a, shrink, 0.0), &shrunk(b, shrink, 0.0))
             });
             singular += usize::from(covariance.is_some() && divergence.is_none());
             classes.push(Change {
@@ -220,18 +220,20 @@ impl Changes {
 
 /// ½ (tr A B⁻¹ + tr B A⁻¹ + δᵀ (A⁻¹ + B⁻¹) δ) − d, the symmetric Kullback-Leibler divergence of two normal distributions whose
 /// means differ by δ; none if A or B is singular.
-fn divergence(delta: &[f64], a: Matrix, b: Matrix) -> Option<f64> {
+fn divergence(delta: &[f64], a: &Matrix, b: &Matrix) -> Option<f64> {
     let regular = |m: &Matrix| {
         let spd = Spd::factor(m.clone(), 0.0).ok()?;
         (!spd.is_singular(f64::EPSILON)).then_some(spd)
     };
-    let (inverse_a, inverse_b) = (regular(&a)?, regular(&b)?);
+    let (inverse_a, inverse_b) = (regular(a)?, regular(b)?);
     let row = Matrix::from_fn(1, delta.len(), |_, j| delta[j]);
     let half = |spd: &Spd<f64>, other: &Matrix| {
         let ratio = spd.solve_rows(other);
         let trace: f64 = (0..ratio.rows()).map(|i| ratio.get(i, i)).sum();
         trace + dot(spd.solve_rows(&row).row(0), delta)
     };
-    let twice = half(&inverse_b, &a) + half(&inverse_a, &b);
-    Some((0.5 * twice - delta.len() as f64).max(0.0)).filter(|x| x.is_finite())
+    let twice = half(&inverse_b, a) + half(&inverse_a, b);
+    // Rounding may leave less than nothing of equal distributions.
+    let divergence = 0.5 * twice - delta.len() as f64;
+    divergence.is_finite().then(|| divergence.max(0.0))
 }

@@ -119,7 +119,7 @@ pub(crate) struct GaussianArguments {
     #[arg(long, value_name = "X", default_value_t = 0.1)]
     pub(crate) shrink: f64,
     /// Share of the covariance within classes in that of each class, 0 to 1
-    #[arg(long, value_name = "A", default_value_t = 0.5)]
+    #[arg(long, value_name = "A", default_value_t = 0.8)]
     pub(crate) pooled: f64,
 }
 
