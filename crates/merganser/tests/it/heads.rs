@@ -222,7 +222,7 @@ fn statistics_follow_a_network_and_are_reported() {
     let d = report["report"]["dim"].as_u64().expect("a number") as usize;
     let all = &report["report"]["all"];
     let score = all["score"].as_f64().expect("a number");
-    assert!(score < 0.0 && score >= -1.0, "{report}");
+    assert!((-1.0..0.0).contains(&score), "{report}");
     let unlabelled = json("stats report f.npy");
     let difference = score - unlabelled["report"]["all"]["score"].as_f64().expect("one");
     assert!(difference.abs() < 1e-6);
