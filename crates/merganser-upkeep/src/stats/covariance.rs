@@ -25,20 +25,15 @@ pub fn with_diagonal(mut cov: Matrix, x: f64) -> Matrix {
 /// Σ + a₁ v I + a₂ w (1 − I), with the mean v of the diagonal of Σ and the mean w of its other elements (AdaGauss, arXiv
 /// 2409.18265, as its code shrinks; a₂ = 0 is the usual shrinkage).
 #[must_use]
-pub fn shrunk(cov: Matrix, a1: f64, a2: f64) -> Matrix {
+pub fn shrunk(mut cov: Matrix, a1: f64, a2: f64) -> Matrix {
     let n = cov.rows();
     let v = mean_variance(&cov);
-    let mut cov = cov;
     if a2 != 0.0 && n > 1 {
         let all: f64 = cov.as_slice().iter().sum();
         let w = (all - v * n as f64) / (n * (n - 1)) as f64;
         for i in 0..n {
-            for (_, x) in cov
-                .row_mut(i)
-                .iter_mut()
-                .enumerate()
-                .filter(|(j, _)| *j != i)
-            {
+            let (before, rest) = cov.row_mut(i).split_at_mut(i);
+            for x in before.iter_mut().chain(&mut rest[1..]) {
                 *x += a2 * w;
             }
         }
