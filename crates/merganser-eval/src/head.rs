@@ -1,7 +1,7 @@
-//! What turns features into classes: a matrix of its own, or the head of another checkpoint.
+//! What turns features into classes: a map of its own, or the head of another checkpoint.
 //!
 //! A file holds one linear map, logits = W f + b: `classifier.weight` (C, d) and `classifier.bias`, or `weight` and
-//! `bias`. A folder is a fine-tuned model: its last stage (pooler, classifier) is put on the body that is evaluated, as
+//! `bias`; or Gaussian classes. A folder is a fine-tuned model: its last stage (pooler, classifier) is put on the body that is evaluated, as
 //! is done to score one merged encoder on the tasks of its fine-tunes.
 
 use std::collections::BTreeSet;
@@ -14,6 +14,7 @@ use merganser_store::checkpoint::Checkpoint;
 
 use crate::error::{EvalError, Result};
 use crate::forward::{Feature, Vectors, collect, modality, vectors};
+use crate::gaussian::{self, GaussianHead};
 use crate::loaded::Loaded;
 
 /// Pairs of names a linear head is stored under.
@@ -30,6 +31,8 @@ pub const HEAD_NAMES: [(&str, &str); 5] = [
 pub enum Head {
     /// A linear map on a feature.
     Linear(LinearHead),
+    /// Gaussian classes on a feature.
+    Gaussian(GaussianHead),
     /// The last stage of a fine-tuned model.
     Model(Box<Loaded>),
 }
@@ -44,7 +47,7 @@ pub struct LinearHead {
 }
 
 impl Head {
-    /// Opens a head: a file with a linear map, or the folder of a fine-tuned model.
+    /// Opens a head: a file with a linear map or Gaussian classes, or the folder of a fine-tuned model.
     ///
     /// # Errors
     /// A file without such tensors, a folder without a model.
@@ -55,17 +58,20 @@ impl Head {
             let loaded = Loaded::open(&name, path, None, 0)?;
             return Ok(Self::Model(Box::new(loaded)));
         }
-        LinearHead::open(path).map(Self::Linear)
+        let checkpoint = Checkpoint::open(path)?;
+        if checkpoint.tensors().contains_key(gaussian::MEAN) {
+            return GaussianHead::open(path).map(Self::Gaussian);
+        }
+        LinearHead::open(path, &checkpoint).map(Self::Linear)
     }
 }
 
 impl LinearHead {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, checkpoint: &Checkpoint) -> Result<Self> {
         let refused = |problem: String| EvalError::Head {
             path: path.to_owned(),
             problem,
         };
-        let checkpoint = Checkpoint::open(path)?;
         let tensors = checkpoint.tensors();
         let shown = || {
             let names: Vec<_> = tensors
@@ -84,7 +90,7 @@ impl LinearHead {
                 shown()
             )));
         };
-        let weights = CheckpointWeights::new(&checkpoint, Device::Cpu);
+        let weights = CheckpointWeights::new(checkpoint, Device::Cpu);
         let weight = weights.tensor(weight)?;
         let bias = tensors
             .contains_key(bias)
@@ -230,8 +236,8 @@ impl Weights for Crossed<'_> {
     }
 }
 
-/// Class logits of `samples`, (N, C): of the model's own head, or of `head`. A linear head is put on `feature` (default:
-/// what is customary for the network), of unit length if `unit`.
+/// Class logits of `samples`, (N, C): of the model's own head, or of `head`. A head on features is put on `feature` (default:
+/// what is customary for the network), of unit length if `unit` or a Gaussian head was made of such.
 ///
 /// # Errors
 /// A model without a head where none is given, a head of another width, a failing forward pass.
@@ -268,6 +274,10 @@ pub fn class_logits(
             own(&network, &crossed, head.name())
         }
         Some(Head::Linear(head)) => {
+            head.apply(&vectors(model, samples, feature, unit, batch_size)?)
+        }
+        Some(Head::Gaussian(head)) => {
+            let unit = unit || head.unit;
             head.apply(&vectors(model, samples, feature, unit, batch_size)?)
         }
     }

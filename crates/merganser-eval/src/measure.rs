@@ -146,11 +146,11 @@ fn answer(
         task.unit,
         options.batch_size,
     )?;
-    // The head's own model knows its classes; for a bare matrix the fine-tune of the task may.
+    // The head's own model knows its classes; for a bare map the fine-tune of the task may.
     let names = match &head {
         None => model.processor().class_names(),
         Some(Head::Model(head)) => head.processor().class_names(),
-        Some(Head::Linear(_)) => match &task.reference {
+        Some(Head::Linear(_) | Head::Gaussian(_)) => match &task.reference {
             Some(reference) => open(reference)?.processor().class_names(),
             None => None,
         },

@@ -131,6 +131,22 @@ impl<T: Real> Spd<T> {
         lower
     }
 
+    /// L⁻¹, with zeros above the diagonal: with a vector x, |L⁻¹ x|² is xᵀ (A + ρI)⁻¹ x.
+    #[must_use]
+    pub fn lower_inverse(&self) -> Matrix<T> {
+        let n = self.dim();
+        // Columns of a column-major square are rows of its transpose.
+        let mut inverse = Matrix::from_fn(n, n, |i, j| T::from_f64(f64::from(u8::from(i == j))));
+        inverse
+            .as_mut_slice()
+            .par_chunks_mut((ROWS * n).max(1))
+            .for_each(|rows| {
+                let columns = MatMut::from_column_major_slice_mut(rows, n, rows.len() / n);
+                solve_lower_triangular_in_place(self.buffer.view(), columns, Par::Seq);
+            });
+        inverse.transpose()
+    }
+
     /// The smallest pivot L_ii² over the largest diagonal element of A + ρI: near the rounding of `T`, the matrix is
     /// singular for all that its numbers say. It bounds 1 / condition from above.
     pub fn smallest_pivot(&self) -> f64 {
@@ -462,6 +478,18 @@ mod tests {
         rest.add_scaled(-1.0, &a);
         rest.add_scaled(-0.25, &Matrix::identity(300));
         assert!(rest.norm() < 1e-12 * a.norm());
+    }
+
+    #[test]
+    fn the_inverse_of_the_factor_undoes_it() {
+        for n in [0, 1, 5, 300] {
+            let spd = Spd::factor(gram(n, 2 * n + 3), 0.5).unwrap();
+            let inverse = spd.lower_inverse();
+            let mut product = crate::gemm::mul(&inverse, &spd.lower());
+            product.add_scaled(-1.0, &Matrix::identity(n));
+            assert!(product.norm() < 1e-9, "{n}: {}", product.norm());
+            assert!((0..n).all(|i| inverse.row(i)[i + 1..].iter().all(|x| *x == 0.0)));
+        }
     }
 
     #[test]

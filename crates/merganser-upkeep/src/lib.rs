@@ -1,6 +1,6 @@
 //! Care for models in service: what moved between two versions of an embedding model, and how to go on with an index of the
 //! old one ([`drift`]); whether search still finds what it should ([`retrieval`]); statistics of classes that outlive their
-//! features ([`stats`]), and the classifiers that follow from them ([`heads`]).
+//! features ([`stats`]) and what they are worth ([`report`]), and the classifiers that follow from them ([`heads`]).
 //!
 //! ```
 //! use merganser_linalg::Matrix;
@@ -22,6 +22,7 @@
 pub mod drift;
 mod error;
 pub mod heads;
+pub mod report;
 pub mod retrieval;
 pub mod stats;
 mod tensors;

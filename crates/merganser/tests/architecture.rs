@@ -39,6 +39,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
         "merganser-upkeep",
         &[
             "merganser-data",
+            "merganser-kernels",
             "merganser-linalg",
             "merganser-model",
             "merganser-store",

@@ -76,6 +76,70 @@ fn a_linear_head_is_put_on_the_feature() {
 }
 
 #[test]
+fn a_gaussian_head_gives_log_likelihoods_and_says_what_does_not_fit() {
+    let folder = Folder::new();
+    let samples = inputs("vit");
+    let body = open(&golden("vit"));
+    let network = body.network(Modality::Image).unwrap();
+    let found = features(&network, &body, &samples, Feature::Cls, 2).unwrap();
+    let (n, d) = (found.len(), found.width);
+    let device = Device::Cpu;
+    // The mean of each class is the feature of one sample; the second class is wider.
+    let mean = Tensor::from_slice(&found.values[..2 * d], (2, d), &device).unwrap();
+    let factor: Vec<f32> = [1.0, 0.5]
+        .iter()
+        .flat_map(|x| (0..d * d).map(move |k| if k % (d + 1) == 0 { *x } else { 0.0 }))
+        .collect();
+    let tensors = |bias: Vec<f32>, classes: usize| -> Tensors {
+        let factor = Tensor::from_slice(&factor[..classes * d * d], (classes, d, d), &device);
+        let bias = Tensor::from_vec(bias, classes, &device);
+        [
+            ("gaussian.mean", mean.clone()),
+            ("gaussian.factor", factor.unwrap()),
+            ("gaussian.bias", bias.unwrap()),
+        ]
+        .into_iter()
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .collect()
+    };
+    let path = folder.path("gaussian.safetensors");
+    crate::support::write(&path, &tensors(vec![0.25, -1e30], 2));
+    let logits = |path: &std::path::Path| {
+        let head = Head::open(path)?;
+        class_logits(&body, Some(&head), &samples, None, false, 2)
+    };
+    let with_absent = logits(&path).unwrap();
+    assert!((0..n).all(|at| with_absent.row(at) == [0.0, -1e30]));
+    crate::support::write(&path, &tensors(vec![0.25, -0.5], 2));
+    let both = logits(&path).unwrap();
+    for at in 0..n {
+        let square = |class: usize| -> f64 {
+            let pairs = found.row(at).iter().zip(found.row(class));
+            pairs.map(|(x, y)| f64::from(x - y).powi(2)).sum()
+        };
+        let difference = (0.25 - 0.5 * square(0)) - (-0.5 - 0.125 * square(1));
+        let given = f64::from(both.row(at)[0] - both.row(at)[1]);
+        assert!((given - difference).abs() < 1e-4 * (1.0 + difference.abs()));
+    }
+    crate::support::write(&path, &tensors(vec![0.25], 1));
+    let error = logits(&path).unwrap_err().to_string();
+    assert!(error.contains("`gaussian.factor` has shape [1"), "{error}");
+    let mut narrow = tensors(vec![0.0, 0.0], 2);
+    let cut = |t: &Tensor, dim| t.narrow(dim, 0, d - 1).unwrap().contiguous().unwrap();
+    let mean = cut(&narrow["gaussian.mean"], 1);
+    let factor = cut(&cut(&narrow["gaussian.factor"], 1), 2);
+    narrow.insert("gaussian.mean".into(), mean);
+    narrow.insert("gaussian.factor".into(), factor);
+    crate::support::write(&path, &narrow);
+    let error = logits(&path).unwrap_err().to_string();
+    assert!(error.contains("the model's features have width"), "{error}");
+    let wrong = tensors(vec![f32::NAN, 0.0], 2);
+    crate::support::write(&path, &wrong);
+    let error = logits(&path).unwrap_err().to_string();
+    assert!(error.contains("expected finite numbers"), "{error}");
+}
+
+#[test]
 fn features_are_rows_and_means_of_the_last_hidden_state() {
     let model = open(&golden("bert"));
     let network = model.network(Modality::Text).unwrap();

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, check_range};
 /// Eigenvalues below this share of the largest count as zero where a matrix is singular.
 const CUTOFF: f64 = 1e-10;
 /// The bias of a class without features: below every logit, and finite in single precision.
-const NEVER: f64 = -1e30;
+pub(super) const NEVER: f64 = -1e30;
 /// From this ratio on clients are said to have drawn their features differently.
 const UNEVEN: f64 = 2.0;
 
@@ -128,11 +128,8 @@ impl Pool {
         }
     }
 
-    /// Makes a head, and says what it is made of.
-    ///
-    /// # Errors
-    /// If the statistics lack what the head needs, a setting is out of range, or all means are zero.
-    pub fn head(&self, kind: Kind) -> Result<(Head, Found)> {
+    /// What the statistics are, before a head is made of them.
+    pub(super) fn found(&self) -> Found {
         let absent: Vec<usize> = (0..self.classes())
             .filter(|&class| self.counts()[class] == 0)
             .collect();
@@ -151,15 +148,22 @@ impl Pool {
             absent,
         };
         if !found.absent.is_empty() {
-            let shown: Vec<String> = found.absent.iter().take(8).map(usize::to_string).collect();
-            let more = if found.absent.len() > 8 { ", …" } else { "" };
             found.notes.push(format!(
-                "no client has features of {} of {} classes ({}{more}): their rows are zero and they are never the answer",
+                "no client has features of {} of {} classes ({}): their rows are zero and they are never the answer",
                 found.absent.len(),
                 found.classes,
-                shown.join(", ")
+                listed(&found.absent)
             ));
         }
+        found
+    }
+
+    /// Makes a head, and says what it is made of.
+    ///
+    /// # Errors
+    /// If the statistics lack what the head needs, a setting is out of range, or all means are zero.
+    pub fn head(&self, kind: Kind) -> Result<(Head, Found)> {
+        let mut found = self.found();
         let mut head = match kind {
             Kind::Ncm => unit_rows("ncm", self.means().clone()),
             Kind::FedCof(gamma) => {
@@ -235,8 +239,8 @@ impl Pool {
         let Some(within) = &self.within else {
             if self.degrees() == 0 {
                 return Err(Error::Unfit(
-                    "bayes needs `cov` in every file of statistics, or means of two clients for some class; build \
-                     covariances with `merganser stats build --cov`"
+                    "covariances of classes need `cov` in every file of statistics, or means of two clients for some class; \
+                     build them with `merganser stats build --cov`"
                         .into(),
                 ));
             }
@@ -247,8 +251,10 @@ impl Pool {
         // Between the means of one class: Σ n (m − μ_c)(m − μ_c)ᵀ = (K_c − 1) S_c.
         let between: Symmetric = self
             .weighted_covariance(|class| self.means_of_class()[class].saturating_sub(1) as f64)?;
-        let mut sum = within.clone();
-        sum.add_scaled(1.0, &between.to_square());
+        let mut sum: Matrix = between.to_square();
+        for within in within.values() {
+            sum.add_scaled(1.0, within);
+        }
         let total: u64 = self.counts().iter().sum();
         let present = self.counts().iter().filter(|&&n| n > 0).count() as u64;
         sum.scale(1.0 / total.saturating_sub(present).max(1) as f64);
@@ -278,6 +284,13 @@ impl Pool {
             bias,
         })
     }
+}
+
+/// The first eight of some numbers of classes.
+pub(crate) fn listed(classes: &[usize]) -> String {
+    let shown: Vec<String> = classes.iter().take(8).map(usize::to_string).collect();
+    let more = if classes.len() > 8 { ", …" } else { "" };
+    shown.join(", ") + more
 }
 
 /// The head of rows scaled to length 1, without a bias.

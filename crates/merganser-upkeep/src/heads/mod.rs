@@ -1,4 +1,4 @@
-//! Linear heads from statistics of classes, without a feature and without training.
+//! Heads from statistics of classes, without a feature and without training.
 //!
 //! With N_c features of class c, their mean μ_c and, from each client k that has the class, a mean m_kc of n_kc of them:
 //!
@@ -9,6 +9,8 @@
 //! | ridge | (Σ f fᵀ + λ I)⁻¹ N_c μ_c, of length 1 | Fed3R (arXiv 2402.01862) |
 //! | bayes | Σ⁻¹ μ_c, with bias ln (N_c / N) − μ_cᵀ Σ⁻¹ μ_c / 2 | linear discriminant analysis |
 //!
+//! Heads of Gaussian classes, each with a covariance of its own, are quadratic: see [`Gaussian`].
+//!
 //! S_c = Σ_k n_kc (m_kc − μ_c)(m_kc − μ_c)ᵀ / (K_c − 1) is an unbiased estimate of the covariance of a class from the K_c
 //! means alone, because the variance of a mean of n is Σ_c / n — if clients drew their features of a class alike. If they
 //! did not, S_c also holds what sets clients apart, the more the larger they are; [`Found::uneven`] shows it.
@@ -18,8 +20,14 @@
 
 mod file;
 mod fit;
+mod gaussian;
 
+pub(crate) use fit::listed;
 pub use fit::{Found, Gamma, Head, Kind};
+pub use gaussian::{Gaussian, GaussianOptions};
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use merganser_linalg::{Matrix, Symmetric, dot};
 
@@ -41,8 +49,8 @@ pub struct Pool {
     means: Matrix,
     /// Σ f fᵀ, if every client has it or the covariances it follows from.
     gram: Option<Matrix>,
-    /// Σ (n − 1) cov over all rows, if all have covariances.
-    within: Option<Matrix>,
+    /// Σ (n − 1) cov over the rows of each class, if all rows have covariances.
+    within: Option<BTreeMap<usize, Matrix>>,
     notes: Vec<String>,
 }
 
@@ -106,7 +114,7 @@ impl Pool {
                 "a client has class {largest}; number classes from 0 on"
             )));
         }
-        let (gram, within) = (gram(&clients)?, within(&clients));
+        let (gram, within) = (gram(&clients)?, within(&mut clients));
         let mut rows: Vec<Row> = clients
             .iter()
             .flat_map(|client| {
@@ -225,6 +233,54 @@ impl Pool {
         Ok(sum.to_square())
     }
 
+    /// Whether every file has covariances, so that those of classes are exact.
+    pub fn has_covariances(&self) -> bool {
+        self.within.is_some()
+    }
+
+    /// The unbiased covariance of all features of a class, from the covariances and means of its rows; zero where it has
+    /// fewer than two features. Absent if a file has no covariances.
+    ///
+    /// # Errors
+    /// If numbers leave the range of `f64`.
+    ///
+    /// # Panics
+    /// If there is no such class.
+    pub fn class_covariance(&self, class: usize) -> Result<Option<Matrix>> {
+        let Some(within) = &self.within else {
+            return Ok(None);
+        };
+        let mut between = Symmetric::zeros(self.dim());
+        if self.means_of[class] > 1 {
+            between.add_rows(&self.scatter_rows(class, 1.0))?;
+        }
+        let mut cov: Matrix = between.to_square();
+        if let Some(within) = within.get(&class) {
+            cov.add_scaled(1.0, within);
+        }
+        cov.scale(1.0 / (self.counts[class].max(2) - 1) as f64);
+        Ok(Some(cov))
+    }
+
+    /// The unbiased covariance of all features of all classes, (Σ f fᵀ − N μ μᵀ) / (N − 1). Absent if a file has neither
+    /// covariances nor a Gram matrix.
+    ///
+    /// # Errors
+    /// If numbers leave the range of `f64`.
+    pub fn total_covariance(&self) -> Result<Option<Matrix>> {
+        let Some(gram) = &self.gram else {
+            return Ok(None);
+        };
+        let total: f64 = self.counts.iter().map(|&n| n as f64).sum();
+        let mean = self.global_mean();
+        let factor = 1.0 / (total - 1.0).max(1.0);
+        let cov = Matrix::from_fn(self.dim(), self.dim(), |i, j| {
+            factor * (gram.get(i, j) - total * mean[i] * mean[j])
+        });
+        cov.check_finite()?;
+        Ok(Some(cov))
+    }
+
     /// Σ_c w_c S_c for weights of classes.
     fn weighted_covariance(&self, weight: impl Fn(usize) -> f64) -> Result<Symmetric> {
         let mut sum = Symmetric::zeros(self.dim());
@@ -317,14 +373,23 @@ fn gram(clients: &[Stats]) -> Result<Option<Matrix>> {
     Ok(Some(sum))
 }
 
-/// Σ (n − 1) cov over all rows.
-fn within(clients: &[Stats]) -> Option<Matrix> {
-    let dim = clients[0].dim();
-    let mut sum = Matrix::zeros(dim, dim);
-    for client in clients.iter().filter(|client| !client.classes.is_empty()) {
-        for (cov, &count) in client.covs.as_ref()?.iter().zip(&client.counts) {
-            sum.add_scaled(count as f64 - 1.0, cov);
+/// Σ (n − 1) cov over the rows of each class. The covariances are taken out of the statistics, because there may be many.
+fn within(clients: &mut [Stats]) -> Option<BTreeMap<usize, Matrix>> {
+    let mut sums: BTreeMap<usize, Matrix> = BTreeMap::new();
+    for client in clients
+        .iter_mut()
+        .filter(|client| !client.classes.is_empty())
+    {
+        let covs = client.covs.take()?;
+        for (i, mut cov) in covs.into_iter().enumerate() {
+            cov.scale(client.counts[i] as f64 - 1.0);
+            match sums.entry(client.classes[i]) {
+                Entry::Vacant(none) => {
+                    none.insert(cov);
+                }
+                Entry::Occupied(mut sum) => sum.get_mut().add_scaled(1.0, &cov),
+            }
         }
     }
-    Some(sum)
+    Some(sums)
 }

@@ -1,13 +1,13 @@
 //! Statistics taken to the space of a newer model.
 //!
-//! Of x ↦ A x + b the mean becomes A μ + b and the covariance A Σ Aᵀ, exactly: no sampling is needed (AdaGauss, arXiv
-//! 2409.18265, samples because its adapters are networks). Of the Gram matrix G = Σ f fᵀ with s = Σ f and N features:
+//! Of x ↦ A x + b the mean becomes A μ + b and the covariance A Σ Aᵀ, exactly: no sampling is needed, as it is for adapters
+//! that are networks ([`adapt_by_samples`](Stats::adapt_by_samples)). Of the Gram matrix G = Σ f fᵀ with s = Σ f and N features:
 //! A G Aᵀ + A s bᵀ + b sᵀ Aᵀ + N b bᵀ.
 
 use merganser_linalg::{Matrix, gemm};
 
 use super::{Stats, symmetrised};
-use crate::drift::{Direction, Drift};
+use crate::drift::{Affine, Direction, Drift};
 use crate::error::{Error, Result, check_size};
 
 impl Stats {
@@ -30,6 +30,19 @@ impl Stats {
                     drift.from
                 )
             },
+            self.dim(),
+            map.weight.cols(),
+        )?;
+        self.adapt_affine(&map)
+    }
+
+    /// The statistics of the images of the same features by x ↦ A x + b.
+    ///
+    /// # Errors
+    /// If the features have another length than A has columns.
+    pub fn adapt_affine(&self, map: &Affine) -> Result<Self> {
+        check_size(
+            || "length of the features, as the map reads them".into(),
             self.dim(),
             map.weight.cols(),
         )?;

@@ -6,6 +6,7 @@ use merganser_data::VectorFile;
 use merganser_linalg::{Matrix, Symmetric};
 
 use super::Stats;
+use super::random::next;
 use crate::error::{Error, Result, check_size};
 
 /// What is computed of features.
@@ -20,15 +21,6 @@ pub struct BuildOptions {
     pub cov: bool,
     /// The Gram matrix of all features too.
     pub gram: bool,
-}
-
-/// A step of the SplitMix64 generator.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl Stats {

@@ -16,8 +16,13 @@
 //! Metadata: `format` = `merganser-stats`, `version` = `1`; files of other programs may lack both.
 
 mod adapt;
+mod adapter;
 mod build;
+pub mod collapse;
+pub mod covariance;
 mod merge;
+mod random;
+mod sample;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -28,7 +33,10 @@ use merganser_linalg::Matrix;
 use merganser_store::Dtype;
 use merganser_store::new_file::write_tensors;
 
+pub use adapter::Adapter;
 pub use build::BuildOptions;
+pub use random::normals;
+pub use sample::{Draw, SampleOptions, Sampled, Strategy, draw_features};
 
 use crate::error::{Error, Result};
 use crate::tensors::{matrix_of, spec, tensor};

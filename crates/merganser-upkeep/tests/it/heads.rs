@@ -1,16 +1,15 @@
-//! Heads and statistics against the golden cases of FedCOF and AdaGauss.
+//! Heads and statistics against the golden cases of FedCOF.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use merganser_testkit::golden::{Tensor, folder, read_safetensors};
 use merganser_upkeep::Matrix;
-use merganser_upkeep::drift::{Affine, Drift, Map, affine, orthogonal};
 use merganser_upkeep::heads::{Gamma, Head, Kind, Pool};
 use merganser_upkeep::stats::Stats;
 use serde_json::Value;
 
-type Tensors = BTreeMap<String, Tensor>;
+pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
 const CASES: [&str; 8] = [
     "basic_iid_k10_c4_d6",
@@ -23,7 +22,7 @@ const CASES: [&str; 8] = [
     "vs_fed3r_and_ncm",
 ];
 
-fn case(method: &str, name: &str) -> (Tensors, Tensors, Value) {
+pub(crate) fn case(method: &str, name: &str) -> (Tensors, Tensors, Value) {
     let folder = folder().join("continual").join(method).join(name);
     let params = fs::read_to_string(folder.join("params.json")).unwrap();
     (
@@ -33,17 +32,17 @@ fn case(method: &str, name: &str) -> (Tensors, Tensors, Value) {
     )
 }
 
-fn matrix(tensor: &Tensor) -> Matrix {
+pub(crate) fn matrix(tensor: &Tensor) -> Matrix {
     let cols = tensor.shape[tensor.shape.len() - 1];
     let rows = tensor.values.len() / cols;
     Matrix::new(rows, cols, tensor.values.clone()).unwrap()
 }
 
-fn whole(tensor: &Tensor) -> Vec<usize> {
+pub(crate) fn whole(tensor: &Tensor) -> Vec<usize> {
     tensor.values.iter().map(|&x| x as usize).collect()
 }
 
-fn close(what: &str, found: &[f64], expected: &[f64], (relative, absolute): (f64, f64)) {
+pub(crate) fn close(what: &str, found: &[f64], expected: &[f64], (relative, absolute): (f64, f64)) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
         assert!(
@@ -285,81 +284,4 @@ fn gamma_follows_the_scale_of_the_features() {
             .to_string()
             .contains("--gram")
     );
-}
-
-#[test]
-fn statistics_move_by_closed_form() {
-    let (inputs, expected, params) = case("adagauss", "affine_adapter_closed_form");
-    let (old, new) = (matrix(&inputs["feats_old"]), matrix(&inputs["feats_new"]));
-    let means = matrix(&inputs["means"]);
-    let (classes, dim) = means.shape();
-    let covs: Vec<Matrix> = inputs["covs"]
-        .values
-        .chunks(dim * dim)
-        .map(|cov| Matrix::new(dim, dim, cov.to_vec()).unwrap())
-        .collect();
-    let stats = Stats {
-        classes: (0..classes).collect(),
-        counts: vec![50; classes],
-        means,
-        covs: Some(covs),
-        gram: None,
-    };
-    let drift = |map| Drift {
-        from: "old".into(),
-        to: "new".into(),
-        unit: false,
-        anchors: old.rows(),
-        map,
-        measured: BTreeMap::new(),
-    };
-    let check = |map: Map, means: &str, covs: &str| {
-        let moved = stats.adapt(&drift(map)).unwrap();
-        close(
-            means,
-            moved.means.as_slice(),
-            &expected[means].values,
-            (1e-7, 1e-8),
-        );
-        let found: Vec<f64> = moved
-            .covs
-            .iter()
-            .flatten()
-            .flat_map(|cov| cov.as_slice().to_vec())
-            .collect();
-        close(covs, &found, &expected[covs].values, (1e-7, 1e-8));
-    };
-    let given = Affine {
-        weight: matrix(&expected["A"]),
-        bias: expected["b"].values.clone(),
-    };
-    check(
-        Map::Affine {
-            forward: given.clone(),
-            backward: None,
-        },
-        "new_means",
-        "new_covs",
-    );
-    let turned = orthogonal(&old, &new).unwrap();
-    close(
-        "Q",
-        turned.weight.as_slice(),
-        &expected["procrustes_Q"].values,
-        (1e-7, 1e-8),
-    );
-    check(
-        Map::Orthogonal(turned),
-        "procrustes_means",
-        "procrustes_covs",
-    );
-    // Without noise in the way the fit is exact whatever the convention of the ridge.
-    let fitted = affine(&old, &given.apply(&old), 0.0).unwrap();
-    close(
-        "A",
-        fitted.weight.as_slice(),
-        given.weight.as_slice(),
-        (1e-8, 1e-9),
-    );
-    let _ = params;
 }

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adagauss;
 mod drift;
 mod federation;
 mod heads;
 mod properties;
 mod prototypes;
+mod statistics;

@@ -53,7 +53,7 @@ pub(crate) struct Measure {
     /// classification, perplexity, similarity or retrieval [default: by the model and its head]
     #[arg(long, value_name = "TASK", conflicts_with = "tasks")]
     pub(crate) task: Option<Kind>,
-    /// A file with a linear head, or a fine-tuned model whose head is used
+    /// A file with a head, or a fine-tuned model whose head is used
     #[arg(long, value_name = "PATH", conflicts_with = "tasks")]
     pub(crate) head: Option<PathBuf>,
     /// The model fine-tuned on this task alone, to which scores are normalised

@@ -1,11 +1,11 @@
-//! `merganser head`: a linear classifier from statistics of classes.
+//! `merganser head`: a classifier from statistics of classes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use merganser::Failure;
-use merganser::upkeep::heads::{Gamma, Kind, Pool};
+use merganser::upkeep::heads::{Found, Gamma, Gaussian, GaussianOptions, Head, Kind, Pool};
 use merganser::upkeep::stats::Stats;
 use serde_json::json;
 
@@ -34,6 +34,11 @@ pub(crate) enum What {
     /// Linear discriminant analysis: Gaussian classes of one covariance
     #[command(alias = "lda")]
     Bayes(Bayes),
+    /// Gaussian classes, each with a covariance of its own: log-likelihoods
+    #[command(alias = "qda")]
+    Gaussian(GaussianArguments),
+    /// Gaussian classes by distance alone, as AdaGauss classifies
+    Adagauss(AdaGauss),
 }
 
 /// What every head needs.
@@ -42,7 +47,7 @@ pub(crate) struct Given {
     /// Files of statistics, or folders of such files
     #[arg(required = true)]
     pub(crate) stats: Vec<PathBuf>,
-    /// Where the head goes: safetensors with classifier.weight and classifier.bias
+    /// Where the head goes: safetensors, for `merganser evaluate --head`
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Number of classes [default: as the largest class number says]
@@ -102,6 +107,38 @@ pub(crate) struct Bayes {
     pub(crate) shrink: f64,
 }
 
+/// Gaussian classes.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser head gaussian stats.safetensors -o head.safetensors\n  merganser head gaussian clients/ -o head.safetensors --pooled 0 --shrink 0.05      for many features a class\n\nCovariances are exact where every file has `cov`, otherwise estimated from means as FedCOF does. With --pooled 1 it is\n`head bayes`."
+)]
+pub(crate) struct GaussianArguments {
+    #[command(flatten)]
+    pub(crate) given: Given,
+    /// Added to the diagonal of each covariance: so many times its mean
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub(crate) shrink: f64,
+    /// Share of the covariance within classes in that of each class, 0 to 1
+    #[arg(long, value_name = "A", default_value_t = 0.8)]
+    pub(crate) pooled: f64,
+}
+
+/// AdaGauss.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  merganser head adagauss stats.safetensors -o head.safetensors\n  merganser head adagauss stats.safetensors -o head.safetensors --normalize\n\nThe classifier of the paper: no determinant, no prior. Where classes differ in volume, `head gaussian` is better."
+)]
+pub(crate) struct AdaGauss {
+    #[command(flatten)]
+    pub(crate) given: Given,
+    /// Added to the diagonal of each covariance: so many times its mean
+    #[arg(long, value_name = "X", default_value_t = 3.0)]
+    pub(crate) shrink: f64,
+    /// Scale covariances to correlation matrices, features and means to length 1
+    #[arg(long)]
+    pub(crate) normalize: bool,
+}
+
 /// Reads γ.
 fn gamma(text: &str) -> Result<Gamma, String> {
     let number = |text: &str| {
@@ -155,36 +192,73 @@ pub(crate) fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
+/// A head, by its form.
+enum Made {
+    Linear(Head),
+    Gaussian(Gaussian),
+}
+
 pub(crate) fn run(arguments: &HeadArguments, output: &Output) -> Result<(), Failure> {
+    let linear = |given: &Given, kind: Kind| {
+        let pool = pool(given)?;
+        let (head, found) = pool.head(kind).map_err(failure)?;
+        finish(given, head.method, &Made::Linear(head), &found, output)
+    };
+    let gaussian = |given: &Given, method: &str, options: &GaussianOptions| {
+        let pool = pool(given)?;
+        let (head, found) = pool.gaussian(options).map_err(failure)?;
+        finish(given, method, &Made::Gaussian(head), &found, output)
+    };
     match &arguments.what {
-        What::Fedcof(it) => make(&it.given, Kind::FedCof(it.gamma), output),
-        What::Ncm(it) => make(&it.given, Kind::Ncm, output),
-        What::Ridge(it) => make(&it.given, Kind::Ridge(it.lambda), output),
-        What::Bayes(it) => make(&it.given, Kind::Bayes(it.shrink), output),
+        What::Fedcof(it) => linear(&it.given, Kind::FedCof(it.gamma)),
+        What::Ncm(it) => linear(&it.given, Kind::Ncm),
+        What::Ridge(it) => linear(&it.given, Kind::Ridge(it.lambda)),
+        What::Bayes(it) => linear(&it.given, Kind::Bayes(it.shrink)),
+        What::Gaussian(it) => {
+            let options = GaussianOptions::likelihood(it.shrink, it.pooled);
+            gaussian(&it.given, "gaussian", &options)
+        }
+        What::Adagauss(it) => {
+            let options = GaussianOptions::adagauss(it.shrink, it.normalize);
+            gaussian(&it.given, "adagauss", &options)
+        }
     }
 }
 
-fn make(given: &Given, kind: Kind, output: &Output) -> Result<(), Failure> {
+fn pool(given: &Given) -> Result<Pool, Failure> {
     let stats = files(&given.stats)?
         .iter()
         .map(|path| Stats::read(path).map_err(failure))
         .collect::<Result<Vec<_>, _>>()?;
-    let pool = Pool::new(stats, given.classes).map_err(failure)?;
-    let (head, found) = pool.head(kind).map_err(failure)?;
+    Pool::new(stats, given.classes).map_err(failure)
+}
+
+/// Writes a head and says what it is made of.
+fn finish(
+    given: &Given,
+    method: &str,
+    head: &Made,
+    found: &Found,
+    output: &Output,
+) -> Result<(), Failure> {
     let facts: BTreeMap<String, String> = [
         ("writer", format!("merganser {}", env!("CARGO_PKG_VERSION"))),
         ("features", found.features.to_string()),
+        ("method", method.to_owned()),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect();
-    head.write(&given.output, given.overwrite, &facts)
-        .map_err(failure)?;
+    match head {
+        Made::Linear(head) => head.write(&given.output, given.overwrite, &facts),
+        Made::Gaussian(head) => head.write(&given.output, given.overwrite, &facts),
+    }
+    .map_err(failure)?;
     if output.json {
         Output::event(&json!({
             "event": "finished",
             "out": given.output.to_string_lossy(),
-            "method": head.method,
+            "method": method,
             "found": found,
         }));
         return Ok(());
@@ -198,7 +272,7 @@ fn make(given: &Given, kind: Kind, output: &Output) -> Result<(), Failure> {
             "method", "clients", "means", "features", "classes", "dim", "added", "pivot", "uneven",
         ];
         let values = vec![
-            found_method(kind).to_owned(),
+            method.to_owned(),
             found.clients.to_string(),
             found.means.to_string(),
             found.features.to_string(),
@@ -212,15 +286,6 @@ fn make(given: &Given, kind: Kind, output: &Output) -> Result<(), Failure> {
     }
     written(&given.output, output);
     Ok(())
-}
-
-fn found_method(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Ncm => "ncm",
-        Kind::FedCof(_) => "fedcof",
-        Kind::Ridge(_) => "ridge",
-        Kind::Bayes(_) => "bayes",
-    }
 }
 
 fn written(out: &Path, output: &Output) {

@@ -1,14 +1,21 @@
-//! `merganser stats`: statistics of classes, made of features and taken to a newer model.
+//! `merganser stats`: statistics of classes, made of features, taken to a newer model and described.
+
+mod report;
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use merganser::Failure;
+use merganser::certify::network;
 use merganser::data::{VectorFile, read_labels};
+use merganser::upkeep::Matrix;
 use merganser::upkeep::drift::Drift;
-use merganser::upkeep::stats::{BuildOptions, Stats};
+use merganser::upkeep::stats::{Adapter, BuildOptions, SampleOptions, Stats, Strategy};
+use merganser_model::Pointwise;
+use serde::Serialize;
 use serde_json::json;
 
+use super::certify::activation;
 use super::drift::failure;
 use super::head::files;
 use crate::output::Output;
@@ -29,6 +36,8 @@ pub(crate) enum What {
     Adapt(Adapt),
     /// Put statistics of several clients or rounds into one file
     Merge(Merge),
+    /// Collapse, rank and condition of classes, and how far two files lie apart
+    Report(report::ReportArguments),
 }
 
 /// Build statistics.
@@ -51,7 +60,7 @@ pub(crate) struct Build {
     /// Seed of the parts
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// The covariance of each class too, for `head bayes` and `stats adapt`
+    /// The covariance of each class too, for `head bayes`, `gaussian` and `adagauss`, `stats adapt` and `report`
     #[arg(long)]
     pub(crate) cov: bool,
     /// The Gram matrix of all features too, for `head ridge`
@@ -65,19 +74,67 @@ pub(crate) struct Build {
 /// Adapt statistics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser stats adapt drift.safetensors stats-v1.safetensors -o stats-v2.safetensors\n\nMeans, covariances and Gram matrices follow a shift, a rotation or an affine map exactly."
+    after_help = "Examples:\n  merganser stats adapt drift.safetensors stats-v1.safetensors -o stats-v2.safetensors\n  merganser stats adapt --adapter mlp.safetensors stats-v1.safetensors -o stats-v2.safetensors\n  merganser stats adapt --adapter mlp.safetensors stats.safetensors -o new.safetensors --pairs f1.npy f2.npy\n\nMeans, covariances and Gram matrices follow a shift, a rotation or an affine map exactly.\nThrough a network that bends, features of each class are drawn and taken (AdaGauss)."
 )]
 pub(crate) struct Adapt {
-    /// The drift, as `merganser drift fit` or `chain` writes it
-    pub(crate) drift: PathBuf,
-    /// Statistics of the drift's old version
-    pub(crate) stats: PathBuf,
+    /// The drift, as `merganser drift fit` or `chain` writes it, and statistics of its old version; with --adapter the
+    /// statistics alone
+    #[arg(required = true, num_args = 1..=2, value_name = "DRIFT STATS")]
+    pub(crate) given: Vec<PathBuf>,
     /// Where the statistics go
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Replace a file that is there
     #[arg(long)]
     pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) network: NetworkOptions,
+}
+
+/// An adapter that is a network.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Adapters that are networks")]
+pub(crate) struct NetworkOptions {
+    /// Weights of a multi-layer perceptron from the old features to the new, in place of a drift
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Its layers in the order they are applied, such as fc1,fc2 [default: all matrices NAME.weight in natural order]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        requires = "adapter"
+    )]
+    pub(crate) layers: Vec<String>,
+    /// Between its layers: identity, relu, leaky_relu, leaky_relu:SLOPE, tanh, sigmoid, gelu, silu
+    #[arg(long, value_name = "NAME", value_parser = activation, default_value = "gelu", requires = "adapter")]
+    pub(crate) activation: Pointwise,
+    /// What is adapted
+    #[arg(long, value_enum, default_value = "full", requires = "adapter")]
+    pub(crate) strategy: Adapted,
+    /// Features that are drawn of each class
+    #[arg(long, value_name = "N", default_value_t = 10_000, requires = "adapter")]
+    pub(crate) samples: usize,
+    /// Seed of these features
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "adapter")]
+    pub(crate) seed: u64,
+    /// So many times the mean of its diagonal is added to the diagonal of each new covariance
+    #[arg(long, value_name = "X", default_value_t = 0.0, requires = "adapter")]
+    pub(crate) shrink: f64,
+    /// Features of the same samples by the old and the new model: say how well the adapter fits them
+    #[arg(long, value_names = ["OLD", "NEW"], num_args = 2, requires = "adapter")]
+    pub(crate) pairs: Vec<String>,
+}
+
+/// What is adapted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Adapted {
+    /// Means and covariances
+    Full,
+    /// Means and variances: new covariances are diagonal
+    Diag,
+    /// Means only; covariances stay as they are
+    Mean,
 }
 
 /// Merge statistics.
@@ -99,6 +156,7 @@ pub(crate) struct Merge {
 
 pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Failure> {
     let mut notes = Vec::new();
+    let mut fit = None;
     let (stats, out, overwrite) = match &arguments.what {
         What::Build(it) => {
             let features = VectorFile::open(&it.features).map_err(|error| failure(error.into()))?;
@@ -113,15 +171,7 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
             (stats, &it.output, it.overwrite)
         }
         What::Adapt(it) => {
-            let drift = Drift::read(&it.drift).map_err(failure)?;
-            if drift.unit {
-                output.note(
-                    "note: the drift is one of unit vectors; means and covariances follow its map, not the scaling to \
-                     length 1 after it",
-                );
-            }
-            let stats = Stats::read(&it.stats).map_err(failure)?;
-            let stats = stats.adapt(&drift).map_err(failure)?;
+            let stats = adapt(it, &mut notes, &mut fit)?;
             (stats, &it.output, it.overwrite)
         }
         What::Merge(it) => {
@@ -133,10 +183,8 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
             notes = found;
             (stats, &it.output, it.overwrite)
         }
+        What::Report(it) => return report::run(it, output),
     };
-    for note in &notes {
-        output.note(&format!("note: {note}"));
-    }
     stats.write(out, overwrite).map_err(failure)?;
     let features: u64 = stats.counts.iter().sum();
     if output.json {
@@ -148,9 +196,19 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
             "dim": stats.dim(),
             "cov": stats.covs.is_some(),
             "gram": stats.gram.is_some(),
+            "fit": fit,
             "notes": notes,
         }));
     } else {
+        for note in &notes {
+            output.note(&format!("note: {note}"));
+        }
+        if let Some(fit) = &fit {
+            output.note(&format!(
+                "mean square error of the adapter on {} pairs: {:.6}, where the new features vary by {:.6}",
+                fit.pairs, fit.mean_square_error, fit.variance
+            ));
+        }
         output.note(&format!(
             "wrote {} means of {features} features of length {} into {}",
             stats.classes.len(),
@@ -159,4 +217,116 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
         ));
     }
     Ok(())
+}
+
+/// How well an adapter fits features of the same samples in both spaces.
+#[derive(Debug, Serialize)]
+struct Fit {
+    /// Number of samples.
+    pairs: usize,
+    /// The mean of (ψ(x) − y)² over all elements.
+    mean_square_error: f64,
+    /// The mean of (y − ȳ)²: the error of an adapter that knows nothing but the mean.
+    variance: f64,
+}
+
+/// Statistics taken to the newer model.
+fn adapt(
+    arguments: &Adapt,
+    notes: &mut Vec<String>,
+    fit: &mut Option<Fit>,
+) -> Result<Stats, Failure> {
+    let options = &arguments.network;
+    match (&options.adapter, &arguments.given[..]) {
+        (None, [drift, stats]) => {
+            let drift = Drift::read(drift).map_err(failure)?;
+            if drift.unit {
+                notes.push(
+                    "the drift is one of unit vectors; means and covariances follow its map, not the scaling to length 1 \
+                     after it"
+                        .into(),
+                );
+            }
+            let stats = Stats::read(stats).map_err(failure)?;
+            stats.adapt(&drift).map_err(failure)
+        }
+        (Some(adapter), [stats]) => {
+            let layers = &options.layers;
+            let mlp = network(adapter, layers, options.activation, Pointwise::Identity)?;
+            let adapter = Adapter::new(&mlp).map_err(failure)?;
+            let stats = Stats::read(stats).map_err(failure)?;
+            if let [old, new] = &options.pairs[..] {
+                *fit = Some(fitted(&adapter, old, new)?);
+            }
+            through(&adapter, &stats, options, notes)
+        }
+        (None, _) => Err(Failure::Usage(
+            "name a drift and the statistics of its old version, or an adapter with --adapter"
+                .into(),
+        )),
+        (Some(_), _) => Err(Failure::Usage(
+            "--adapter stands in place of a drift; name the statistics alone".into(),
+        )),
+    }
+}
+
+fn through(
+    adapter: &Adapter,
+    stats: &Stats,
+    options: &NetworkOptions,
+    notes: &mut Vec<String>,
+) -> Result<Stats, Failure> {
+    let straight = adapter
+        .as_affine()
+        .filter(|_| options.strategy == Adapted::Full && options.shrink == 0.0);
+    if let Some(map) = straight {
+        notes.push(
+            "the adapter is an affine map, which statistics follow exactly: nothing is drawn"
+                .into(),
+        );
+        return stats.adapt_affine(&map).map_err(failure);
+    }
+    let sample = SampleOptions {
+        strategy: match options.strategy {
+            Adapted::Full => Strategy::Full,
+            Adapted::Diag => Strategy::Diagonal,
+            Adapted::Mean => Strategy::Mean,
+        },
+        samples: options.samples,
+        seed: options.seed,
+        shrink: options.shrink,
+    };
+    let found = stats.adapt_by_samples(adapter, &sample).map_err(failure)?;
+    notes.extend(found.notes);
+    Ok(found.stats)
+}
+
+fn fitted(adapter: &Adapter, old: &str, new: &str) -> Result<Fit, Failure> {
+    let read = |given: &str| -> Result<Matrix, Failure> {
+        let file = VectorFile::open(given).map_err(|error| failure(error.into()))?;
+        let all = file.all().map_err(|error| failure(error.into()))?;
+        Matrix::new(file.rows(), file.dim(), all).map_err(|error| failure(error.into()))
+    };
+    let (old, new) = (read(old)?, read(new)?);
+    Ok(Fit {
+        pairs: new.rows(),
+        mean_square_error: adapter.mean_square_error(&old, &new).map_err(failure)?,
+        variance: spread(&new),
+    })
+}
+
+/// The mean over all elements of the square of their difference from the mean of their column.
+fn spread(rows: &Matrix) -> f64 {
+    let (n, dim) = rows.shape();
+    let mut mean = vec![0.0; dim];
+    for i in 0..n {
+        for (mean, x) in mean.iter_mut().zip(rows.row(i)) {
+            *mean += x / n as f64;
+        }
+    }
+    let squares = (0..n).map(|i| {
+        let pairs = rows.row(i).iter().zip(&mean);
+        pairs.map(|(x, mean)| (x - mean).powi(2)).sum::<f64>()
+    });
+    squares.sum::<f64>() / (n * dim).max(1) as f64
 }
