@@ -7,7 +7,7 @@ use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
 use faer::prelude::default;
 use faer::{Conj, Mat, MatMut, Par};
 
-use crate::{Matrix, Real, Result, gemm, tridiagonal};
+use crate::{Matrix, Real, Result, gemm, registers, tridiagonal};
 
 /// A = Σ λ_k v_k v_kᵀ.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +72,7 @@ impl<T: Real> Eigen<T> {
             MemStack::new(&mut memory),
             default(),
         );
+        registers::clear();
         let diagonal: Vec<T> = (0..n).map(|i| reduced[(i, i)]).collect();
         let below: Vec<T> = (1..n).map(|i| reduced[(i, i - 1)]).collect();
         let (values, mut vectors) = tridiagonal::leading(&diagonal, &below, k)?;
@@ -83,6 +84,7 @@ impl<T: Real> Eigen<T> {
             Par::Seq,
             MemStack::new(&mut memory),
         );
+        registers::clear();
         for k in 0..k {
             fix_sign(vectors.row_mut(k));
         }

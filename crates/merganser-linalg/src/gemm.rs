@@ -5,7 +5,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::{Matrix, Real};
+use crate::{Matrix, Real, registers};
 
 /// Rows of the result in one piece.
 fn piece(rows: usize) -> usize {
@@ -32,6 +32,7 @@ pub(crate) fn product_into_rows<T: Real>(
         T::from_f64(alpha),
         Par::Seq,
     );
+    registers::clear();
 }
 
 /// out = α A B, or out += α A B where `accumulate`, by pieces of rows.

@@ -12,7 +12,7 @@ use faer::linalg::qr::no_pivoting::factor;
 use faer::prelude::default;
 use faer::{Conj, Mat, MatMut, Par};
 
-use crate::{Matrix, Real, Result, Svd, gemm};
+use crate::{Matrix, Real, Result, Svd, gemm, registers};
 
 /// How much work a randomised decomposition does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +140,7 @@ fn orthonormalised<T: Real>(rows: &Matrix<T>) -> Matrix<T> {
         Par::Seq,
         MemStack::new(&mut memory),
     );
+    registers::clear();
     q
 }
 

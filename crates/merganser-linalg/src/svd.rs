@@ -13,7 +13,7 @@ use faer::prelude::default;
 use faer::{MatMut, Par};
 
 use crate::eigen::{fix_sign, noise};
-use crate::{Eigen, Error, Matrix, Real, Result, gemm, gram};
+use crate::{Eigen, Error, Matrix, Real, Result, gemm, gram, registers};
 
 /// A = Σ σ_k u_k v_kᵀ, k < min(m, n).
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +67,7 @@ impl<T: Real> Svd<T> {
             default(),
         )
         .map_err(|_| Error::NoConvergence("singular value decomposition"))?;
+        registers::clear();
         let values: Vec<f64> = (0..k).map(|i| values.column_vector()[i].to_f64()).collect();
         if values.iter().any(|x| !x.is_finite()) {
             return Err(Error::NoConvergence("singular value decomposition"));
