@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use crate::eigen::noise;
 use crate::gemm::product_into_rows;
-use crate::{Error, Matrix, Real, Result};
+use crate::{Error, Matrix, Real, Result, registers};
 
 /// Columns factored at a time.
 const BLOCK: usize = 256;
@@ -143,6 +143,7 @@ impl<T: Real> Spd<T> {
             .for_each(|rows| {
                 let columns = MatMut::from_column_major_slice_mut(rows, n, rows.len() / n);
                 solve_lower_triangular_in_place(self.buffer.view(), columns, Par::Seq);
+                registers::clear();
             });
         inverse.transpose()
     }
@@ -196,6 +197,7 @@ impl<T: Real> Spd<T> {
             let mut columns = MatMut::from_column_major_slice_mut(rows, n, count);
             solve_lower_triangular_in_place(lower, columns.as_mut(), Par::Seq);
             solve_upper_triangular_in_place(lower.transpose(), columns, Par::Seq);
+            registers::clear();
         });
     }
 
@@ -274,6 +276,7 @@ impl<T: Real> Spd<T> {
                         1.0,
                         Par::Seq,
                     );
+                    registers::clear();
                     for (i, row) in out.chunks_mut(n).enumerate() {
                         for (j, out) in row[from..to].iter_mut().enumerate() {
                             *out = T::from_f64(out.to_f64() - product[(j, i)]);
@@ -362,6 +365,7 @@ fn factor_blocks<T: Real>(a: &mut [T], n: usize) -> Result<(), usize> {
                 let count = rows.len() / n;
                 let columns = MatMut::from_column_major_slice_mut(packed, width, count);
                 solve_lower_triangular_in_place(corner.as_ref(), columns, Par::Seq);
+                registers::clear();
                 for (row, packed) in rows.chunks_mut(n).zip(packed.chunks(width)) {
                     row[from..to].copy_from_slice(packed);
                 }
@@ -389,6 +393,7 @@ fn factor_blocks<T: Real>(a: &mut [T], n: usize) -> Result<(), usize> {
                     T::from_f64(1.0),
                     Par::Seq,
                 );
+                registers::clear();
                 for (i, row) in rows.chunks_mut(n).enumerate() {
                     for (j, x) in row[to + first..=to + first + i].iter_mut().enumerate() {
                         *x -= square[(i, j)];
@@ -417,6 +422,7 @@ fn factor_corner<T: Real>(a: &mut [T], n: usize, from: usize, to: usize) -> Resu
         MemStack::new(&mut MemBuffer::new(scratch)),
         faer::prelude::default(),
     );
+    registers::clear();
     match result {
         Ok(_) => {}
         Err(LltError::NonPositivePivot { index }) => return Err(from + index),

@@ -12,7 +12,7 @@
 //! Both as Marczak et al., *No Task Left Behind*, ICML 2025 (arXiv 2502.04959), except that r is the numerical rank of Δ:
 //! beyond it the published code spreads σ̄ over directions that are rounding.
 
-use merganser_linalg::{Eigen, Matrix, Polar, Real, Svd, gemm, gram};
+use merganser_linalg::{Eigen, Matrix, Polar, Real, Svd, Symmetric, gemm, gram};
 
 use crate::error::{check_range, common_shape};
 use crate::{Merged, NOISE, Result, sum};
@@ -143,7 +143,9 @@ impl Complement<'_> {
     fn by_difference(&self, update: &Matrix, shared: &Matrix, k: usize) -> Result<Option<Svd>> {
         let mut difference = gram(update)?;
         let trace: f64 = (0..difference.rows()).map(|i| difference.get(i, i)).sum();
-        difference.add_scaled(-1.0, &gemm::mul_tn(shared, shared));
+        let mut square = Symmetric::zeros(update.cols());
+        square.add_rows(shared.as_slice())?;
+        difference.add_scaled(-1.0, &square.to_square());
         let eigen = Eigen::leading(&difference, k)?;
         if eigen
             .values
