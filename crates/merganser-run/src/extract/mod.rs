@@ -1,7 +1,7 @@
 //! From a fine-tune and its base to the PEFT adapter nearest to their difference.
 //!
-//! Every matrix of a linear layer is decomposed (`merganser_spectral::extract`), on its own and in `f64`; what is no such
-//! matrix and changed is saved whole. Directions that the rounding of the fine-tune's weights could have made are never
+//! Every matrix of a linear layer, and every convolution as a matrix of outputs × (inputs · kernel), is decomposed
+//! (`merganser_spectral::extract`), on its own and in `f64`; what is no such matrix and changed is saved whole. Directions that the rounding of the fine-tune's weights could have made are never
 //! written. What an adapter cannot carry is an error or a note, by name.
 
 mod config;
@@ -15,7 +15,7 @@ use std::path::Path;
 use merganser_kernels::convert;
 use merganser_linalg::Matrix;
 use merganser_methods::CHUNK;
-use merganser_plan::{Model, kernel_float};
+use merganser_plan::{Found, Model, kernel_float};
 use merganser_spectral::{Precision, Rounding};
 pub use merganser_spectral::{Scale, Sketch, Truncation};
 use merganser_store::Dtype;
@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use self::config::{Contents, is_inside};
-pub use self::parts::Filter;
+pub use self::parts::{Filter, Wishes};
 use self::parts::{Part, Parts, Piece};
 pub use self::report::{LoraReport, ModuleReport};
 use self::spool::{Place, Spool};
@@ -52,6 +52,8 @@ pub struct ExtractLora<'a> {
     pub scale: Scale,
     /// Which modules are wanted.
     pub filter: Filter,
+    /// What is factored or saved otherwise than usual.
+    pub wishes: Wishes,
     /// Type of what is written; `None` takes that of each of the fine-tune's tensors.
     pub dtype: Option<Dtype>,
     /// Replace an adapter that is already there.
@@ -72,7 +74,7 @@ pub fn extract_lora(
     job.truncation
         .check()
         .map_err(|problem| spectral("", &problem))?;
-    let parts = parts::sort(job.fine, job.base, &job.filter)?;
+    let parts = parts::sort(job.fine, job.base, &job.filter, &job.wishes)?;
     let lanes = job.lanes(&parts)?;
     let changed = Changed::of(job, parts)?;
     let existed = job.out.exists();
@@ -100,7 +102,7 @@ pub fn extract_lora(
 struct Changed {
     /// Matrices of layers, changed or not.
     matrices: Vec<Piece>,
-    /// Changed tensors to be saved whole.
+    /// Changed tensors to be saved whole, and what else their modules hold.
     whole: Vec<Piece>,
     /// Changed biases of the layers of `matrices`.
     biases: Vec<Piece>,
@@ -112,13 +114,9 @@ struct Changed {
 
 impl Changed {
     fn of(job: &ExtractLora<'_>, parts: Parts) -> Result<Self, RunError> {
-        let (mut matrices, others): (Vec<Piece>, Vec<Piece>) = parts
-            .pieces
-            .into_iter()
-            .partition(|piece| piece.part == Part::Matrix);
-        let total = others.len();
-        let mut others = differing(job, others)?;
-        let mut unchanged = total - others.len();
+        let (mut matrices, others): (Vec<Piece>, Vec<Piece>) =
+            parts.pieces.into_iter().partition(Piece::has_factors);
+        let (mut others, same) = by_difference(job, others)?;
         refuse(job, &others)?;
         // PEFT cannot adapt a layer inside a module that it saves whole.
         let linear: BTreeSet<String> = matrices.iter().map(|piece| piece.module.clone()).collect();
@@ -133,36 +131,43 @@ impl Changed {
         };
         let (enclosed, rest): (Vec<Piece>, Vec<Piece>) = matrices.into_iter().partition(inside);
         matrices = rest;
-        let total = enclosed.len();
-        let enclosed = differing(job, enclosed)?;
-        unchanged += total - enclosed.len();
         others.extend(enclosed);
+        // And it loads a module that it saves whole only with all tensors of it.
+        let (along, same): (Vec<Piece>, Vec<Piece>) = same.into_iter().partition(inside);
+        others.extend(along);
         let linear: BTreeSet<&str> = matrices.iter().map(|piece| piece.module.as_str()).collect();
-        let (biases, whole) = others
+        let (biases, mut whole): (Vec<Piece>, Vec<Piece>) = others
             .into_iter()
             .partition(|piece| piece.part == Part::Bias && linear.contains(piece.module.as_str()));
+        whole.sort_by_key(Piece::name);
+        if !biases.is_empty() {
+            refuse_biases(job, &biases, &matrices)?;
+        }
         Ok(Self {
             matrices,
             whole,
             biases,
             modules: parts.modules,
-            unchanged,
+            unchanged: same.len(),
             left_out: parts.left_out,
             notes: parts.notes,
         })
     }
 }
 
-/// The pieces that are not the same in both models.
-fn differing(job: &ExtractLora<'_>, pieces: Vec<Piece>) -> Result<Vec<Piece>, RunError> {
+/// The pieces that are not the same in both models, and those that are.
+fn by_difference(
+    job: &ExtractLora<'_>,
+    pieces: Vec<Piece>,
+) -> Result<(Vec<Piece>, Vec<Piece>), RunError> {
     let differs: Vec<bool> = pieces
         .par_iter()
         .map(|piece| job.differs(piece))
         .collect::<Result<_, _>>()?;
     let both = pieces.into_iter().zip(differs);
-    Ok(both
-        .filter_map(|(piece, differs)| differs.then_some(piece))
-        .collect())
+    let (changed, same): (Vec<_>, Vec<_>) = both.partition(|(_, differs)| *differs);
+    let pieces = |list: Vec<(Piece, bool)>| list.into_iter().map(|(piece, _)| piece).collect();
+    Ok((pieces(changed), pieces(same)))
 }
 
 /// Refuses changes that an adapter cannot carry.
@@ -187,6 +192,29 @@ fn refuse(job: &ExtractLora<'_>, changed: &[Piece]) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Refuses biases of second factors beside factors of embeddings: PEFT does not load such an adapter.
+fn refuse_biases(
+    job: &ExtractLora<'_>,
+    biases: &[Piece],
+    matrices: &[Piece],
+) -> Result<(), RunError> {
+    let tables = matrices
+        .iter()
+        .filter(|piece| piece.part == Part::Embedding)
+        .cloned();
+    let Some(table) = by_difference(job, tables.collect())?.0.into_iter().next() else {
+        return Ok(());
+    };
+    Err(RunError::Extract(format!(
+        "{} changed '{}' and {} biases of layers, such as '{}': these become biases of second factors (`lora_bias`), beside \
+         which PEFT loads no factors of embeddings; leave out --embed-lora, and embeddings are saved whole",
+        job.fine.label,
+        table.name(),
+        biases.len(),
+        biases[0].name(),
+    )))
+}
+
 /// One tensor of the adapter's file and where its bytes come from.
 struct Entry {
     spec: TensorSpec,
@@ -205,7 +233,7 @@ impl ExtractLora<'_> {
         let largest = parts
             .pieces
             .iter()
-            .filter(|piece| piece.part == Part::Matrix)
+            .filter(|piece| piece.has_factors())
             .map(|piece| {
                 let (m, n) = piece.extents();
                 (updates::bytes(m, n, rank), piece.name())
@@ -219,17 +247,10 @@ impl ExtractLora<'_> {
 
     /// Whether a tensor is not the same in both models.
     fn differs(&self, piece: &Piece) -> Result<bool, RunError> {
-        let Some(in_base) = &piece.base else {
+        let Some(in_base) = piece.base.as_ref().filter(|_| !piece.forced) else {
             return Ok(true);
         };
         if piece.part == Part::Exact {
-            let stored = |model: &Model, name: &str| {
-                let info = model.info(name).ok_or_else(|| RunError::Vanished {
-                    tensor: name.to_owned(),
-                    model: model.label.clone(),
-                })?;
-                Ok::<_, RunError>(model.checkpoint.read_all(info)?)
-            };
             return Ok(stored(self.fine, &piece.fine)? != stored(self.base, in_base)?);
         }
         let extents = piece.extents();
@@ -297,16 +318,20 @@ impl ExtractLora<'_> {
                 continue;
             }
             saved.insert(&piece.module);
-            report.saved.push(piece.name());
-            entries.push(Entry {
-                spec: TensorSpec {
-                    name: format!("{PREFIX}{}", piece.name()),
-                    dtype: self.dtype_of(piece),
-                    shape: piece.shape.clone(),
-                },
-                content: Content::Saved(piece.clone()),
-            });
+            // A bias whose matrix has no factors takes it along.
+            let own = |matrix: &&Piece| piece.part == Part::Bias && matrix.module == piece.module;
+            let matrix = changed.matrices.iter().find(own);
+            for piece in std::iter::once(piece).chain(matrix) {
+                report.saved.push(piece.name());
+                entries.push(self.whole(piece));
+            }
         }
+        report.unchanged -= changed
+            .matrices
+            .iter()
+            .filter(|matrix| saved.contains(matrix.module.as_str()))
+            .filter(|matrix| report.modules.iter().all(|m| m.module != matrix.module))
+            .count();
         self.remark(&mut report, &ranks, changed);
         let contents = Contents {
             base: self.base,
@@ -357,15 +382,15 @@ impl ExtractLora<'_> {
         let mut entries = Vec::new();
         let (mut a, mut b) = (found.a, found.b);
         if rank > 0 {
-            for (part, factor) in [("lora_A", &mut a), ("lora_B", &mut b)] {
-                let name = format!("{PREFIX}{}.{part}.weight", piece.module);
+            let (rows, columns) = (update.rows(), update.cols());
+            for ((part, shape), factor) in layout(piece, rows, columns, rank)
+                .into_iter()
+                .zip([&mut a, &mut b])
+            {
+                let name = format!("{PREFIX}{}.{part}", piece.module);
                 let (bytes, rounded) = encoded(factor, dtype, &name)?;
                 entries.push(Entry {
-                    spec: TensorSpec {
-                        name,
-                        dtype,
-                        shape: vec![factor.rows(), factor.cols()],
-                    },
+                    spec: TensorSpec { name, dtype, shape },
                     content: Content::Spooled(spool.put(&bytes)?),
                 });
                 *factor = rounded;
@@ -380,6 +405,18 @@ impl ExtractLora<'_> {
             energy: found.energy,
         };
         Ok(Some((report, entries)))
+    }
+
+    /// A tensor of the fine-tune, to be written as it is.
+    fn whole(&self, piece: &Piece) -> Entry {
+        Entry {
+            spec: TensorSpec {
+                name: format!("{PREFIX}{}", piece.name()),
+                dtype: self.dtype_of(piece),
+                shape: piece.shape.clone(),
+            },
+            content: Content::Saved(piece.clone()),
+        }
     }
 
     /// The change of a bias, as the bias of its layer's second factor.
@@ -442,6 +479,10 @@ impl ExtractLora<'_> {
         file: &ShardFile,
         offset: u64,
     ) -> Result<(), RunError> {
+        if piece.part == Part::Exact {
+            let bytes = stored(self.fine, &piece.fine)?;
+            return Ok(file.write_at(offset, &bytes)?);
+        }
         let (rows, columns) = piece.extents();
         let mut result = Ok(());
         updates::rows(self.fine, &piece.fine, (rows, columns), |first, values| {
@@ -544,6 +585,7 @@ impl ExtractLora<'_> {
             .iter()
             .filter(|module| module.rank == 0)
             .map(|module| module.module.as_str())
+            .filter(|module| !report.saved.contains(&format!("{module}.weight")))
             .collect();
         if !lost.is_empty() {
             report.notes.push(format!(
@@ -565,6 +607,23 @@ impl ExtractLora<'_> {
                 );
             }
         }
+        let factored = |piece: &&Piece| ranks.contains_key(&piece.module);
+        let convolutions = changed.matrices.iter().filter(factored);
+        let convolutions = convolutions.filter(|piece| !piece.kernel().is_empty());
+        let convolutions: Vec<&str> = convolutions.map(|piece| piece.module.as_str()).collect();
+        if !convolutions.is_empty() {
+            report.notes.push(format!(
+                "the factors of {} are those of convolutions of one group: a checkpoint does not say how many there are, and \
+                 PEFT refuses such factors of more; if it does, save the module whole with --save-module",
+                convolutions.join(", ")
+            ));
+        }
+        if let Some(table) = self.tied_table(report, ranks) {
+            report.notes.push(format!(
+                "the models tie their output head to '{table}': PEFT changes the embedding alone and leaves the head as it is \
+                 in the base; `merganser apply` changes both"
+            ));
+        }
         if changed.left_out > 0 {
             report.notes.push(format!(
                 "{} tensors were left out as --include and --exclude say, changed or not",
@@ -573,14 +632,60 @@ impl ExtractLora<'_> {
         }
     }
 
+    /// The embedding that the output head shares, if the adapter changes it.
+    fn tied_table(&self, report: &LoraReport, ranks: &BTreeMap<String, usize>) -> Option<String> {
+        config::generates_text(self.base).then_some(())?;
+        let Some(Found::Tied(table)) = self.base.find("lm_head.weight") else {
+            return None;
+        };
+        let module = table.strip_suffix(".weight").unwrap_or(&table);
+        let changed = ranks.contains_key(module) || report.saved.contains(&table);
+        changed.then_some(table)
+    }
+
     /// The type in which something of a piece is written.
     fn dtype_of(&self, piece: &Piece) -> Dtype {
+        if piece.part == Part::Exact {
+            return piece.dtype;
+        }
         self.dtype.unwrap_or(match piece.dtype {
             // Factors have a wide range of values, and eight bits are too few for sums of products.
             Dtype::F8E4M3 | Dtype::F8E5M2 => Dtype::BF16,
             dtype => dtype,
         })
     }
+}
+
+/// Names and shapes of the factors A (rank × inputs) and B (outputs × rank) in PEFT: of a convolution, A has its kernel and B
+/// one of a single element.
+fn layout(
+    piece: &Piece,
+    outputs: usize,
+    inputs: usize,
+    rank: usize,
+) -> [(&'static str, Vec<usize>); 2] {
+    let kernel = piece.kernel();
+    if piece.part == Part::Embedding {
+        return [
+            ("lora_embedding_A", vec![rank, inputs]),
+            ("lora_embedding_B", vec![outputs, rank]),
+        ];
+    }
+    let channels = inputs / kernel.iter().product::<usize>().max(1);
+    let ones = vec![1; kernel.len()];
+    [
+        ("lora_A.weight", [&[rank, channels], kernel].concat()),
+        ("lora_B.weight", [&[outputs, rank], &ones[..]].concat()),
+    ]
+}
+
+/// The bytes of a tensor in its model's file.
+fn stored(model: &Model, name: &str) -> Result<Vec<u8>, RunError> {
+    let info = model.info(name).ok_or_else(|| RunError::Vanished {
+        tensor: name.to_owned(),
+        model: model.label.clone(),
+    })?;
+    Ok(model.checkpoint.read_all(info)?)
 }
 
 fn spectral(tensor: &str, problem: &merganser_spectral::Error) -> RunError {
