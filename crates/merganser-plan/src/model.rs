@@ -322,7 +322,7 @@ impl Model {
         Ok(())
     }
 
-    fn replacement(&self, name: &str) -> Option<&TensorInfo> {
+    pub(crate) fn replacement(&self, name: &str) -> Option<&TensorInfo> {
         self.deltas(name).iter().find_map(|delta| match delta {
             Delta::Replace(tensor) => Some(tensor),
             Delta::LowRank { .. } | Delta::Add { .. } => None,

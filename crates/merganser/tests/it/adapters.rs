@@ -302,6 +302,72 @@ fn what_is_written_does_not_depend_on_threads_or_memory() {
 }
 
 #[test]
+fn an_interrupted_extraction_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let names: Vec<String> = (0..40).map(|i| format!("layers.{i}.fc.weight")).collect();
+    let shape: &[usize] = &[220, 200];
+    // One of them does not change.
+    let rank = |name: &str| if name.contains(".7.") { 0 } else { 9 };
+    let mut tensors: Vec<(&str, &[usize], usize)> = names
+        .iter()
+        .map(|name| (name.as_str(), shape, rank(name)))
+        .collect();
+    tensors.push(("norm.weight", &[30], 1));
+    changed_pair(dir.path(), 11, &tensors);
+    let args = |out: &'static str, rank: &'static str| {
+        let fixed = ["extract", "lora", "fine", "base", "-o", out, "--rank", rank];
+        [&fixed[..], &["-j", "2", "--json"]].concat()
+    };
+    let begin = |out: &'static str| {
+        let mut command = program::merganser();
+        command.current_dir(dir.path()).args(args(out, "12"));
+        let folder = dir.path().join(out);
+        assert!(
+            program::interrupt(command, || program::finished_tensors(&folder) >= 6),
+            "the extraction was over before it could be killed"
+        );
+        assert_eq!(models::names(&folder), [".partial-merganser"]);
+        let done = program::finished_tensors(&folder);
+        assert!((6..40).contains(&done), "{done} matrices were finished");
+        done
+    };
+    let reused = |out: &'static str, rank: &'static str| {
+        let events = merganser(dir.path(), &args(out, rank)).done().events();
+        let started = events.iter().find(|event| event["event"] == "started");
+        let started = started.expect("an event").clone();
+        let count = |key: &str| started[key].as_u64().expect("a number") as usize;
+        assert_eq!(count("tensors") + count("reused"), 40);
+        count("reused")
+    };
+    assert_eq!(reused("whole", "12"), 0);
+    let done = begin("cut");
+    assert_eq!(reused("cut", "12"), done);
+    let all = |out: &str| {
+        let folder = dir.path().join(out);
+        let names = models::names(&folder);
+        let read = |name: &String| fs::read(folder.join(name)).expect("a file");
+        names
+            .iter()
+            .map(|name| (name.clone(), read(name)))
+            .collect::<Vec<_>>()
+    };
+    assert!(all("whole") == all("cut"), "the files differ");
+
+    // What was damaged is made again, what belongs to other settings too.
+    let done = begin("torn");
+    let factors = dir.path().join("torn/.partial-merganser/factors");
+    let torn = models::names(&factors)[0].clone();
+    let mut bytes = fs::read(factors.join(&torn)).expect("factors");
+    bytes[60] ^= 4;
+    fs::write(factors.join(&torn), bytes).expect("a file");
+    assert_eq!(reused("torn", "12"), done - 1);
+    assert!(all("whole") == all("torn"), "the files differ");
+    begin("other");
+    assert_eq!(reused("other", "3"), 0);
+    assert_eq!(config_of(&dir.path().join("other"))["r"], 3);
+}
+
+#[test]
 fn modules_are_chosen_by_expressions() {
     let dir = tempfile::tempdir().expect("a folder");
     low_rank_pair(dir.path(), 5, Dtype::F32, |_| 2);
