@@ -131,6 +131,11 @@ impl<'r> AdapterMerge<'r> {
         &self.matrices
     }
 
+    /// How many biases of second factors are merged.
+    pub fn biases(&self) -> usize {
+        self.biases.len()
+    }
+
     fn at(&self, adapter: usize, message: String, remark: &str) -> Diagnostic {
         Diagnostic::error(message).label(self.recipe.sources()[adapter].model.span, remark)
     }
@@ -269,17 +274,13 @@ impl<'r> AdapterMerge<'r> {
         let Some(first) = self.biases.first() else {
             return Ok(());
         };
-        let with = |wanted: &dyn Fn(&Delta) -> bool| {
-            self.adapters
-                .iter()
-                .position(|adapter| adapter.modules().values().flatten().any(wanted))
-        };
-        let added = with(&|delta| matches!(delta, Delta::Add { .. })).unwrap_or(0);
         let refused = |help: &str| {
-            let label = &self.labels[added];
+            let has = |adapter: &Arc<Adapter>| adapter.modules().contains_key(&first.tensor);
+            let adapter = self.adapters.iter().position(has).unwrap_or(0);
+            let label = &self.labels[adapter];
             let message = format!("'{}' of {label} is a bias of B (`lora_bias`)", first.tensor);
             Err(vec![
-                self.at(added, message, "this adapter")
+                self.at(adapter, message, "this adapter")
                     .help(help.to_owned()),
             ])
         };
@@ -289,7 +290,8 @@ impl<'r> AdapterMerge<'r> {
                  `output: model`, or choose another `inner`",
             );
         }
-        if with(&is_embedding).is_some() {
+        let mut deltas = self.adapters.iter().flat_map(|x| x.modules().values());
+        if deltas.any(|list| list.iter().any(is_embedding)) {
             return refused(
                 "PEFT takes no adapter that has both biases of B and factors of an embedding: merge onto the base \
                  (`output: model`), or adapters of one kind",

@@ -450,6 +450,42 @@ fn biases_of_second_factors_are_merged_like_vectors() {
 }
 
 #[test]
+fn random_choices_in_biases_are_those_of_the_seed() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    biased(dir);
+    for (name, head) in [
+        (
+            "core",
+            "core_space\nparameters: {inner: dare_ties, drop: 0.4, density: 0.9}",
+        ),
+        (
+            "peft",
+            "peft\nparameters: {combination_type: dare_linear_svd, density: 0.6}",
+        ),
+    ] {
+        let body = "models:\n  - ./base+./one\n  - ./base+./two\n".replace("- ./", "- model: ./");
+        let recipe = format!("merge_method: {head}\nseed: 9\nbase_model: ./base\n{body}");
+        let (model, adapter) = (format!("{name}-model"), format!("{name}-adapter"));
+        merge(dir, &recipe, &model, &[]).done();
+        merge(dir, &format!("{recipe}output: adapter\n"), &adapter, &[]).done();
+        let applied = format!("{name}-applied");
+        let plain = format!("merge_method: passthrough\nmodels:\n  - model: ./base+./{adapter}\n");
+        merge(dir, &plain, &applied, &[]).done();
+        assert!(distance(dir, &applied, &model) < 1e-5, "{name}");
+    }
+    let plan = |recipe: &str| {
+        let mut command = merganser();
+        command.current_dir(dir).args(["plan", recipe]);
+        finish(command).done().stdout
+    };
+    let recipe =
+        "merge_method: peft\noutput: adapter\nmodels:\n  - model: ./one\n  - model: ./two\n";
+    fs::write(dir.join("adapters.yml"), recipe).expect("a recipe");
+    assert!(plan("adapters.yml").contains("1 biases of B"));
+}
+
+#[test]
 fn biases_that_cannot_be_carried_are_refused_or_noted() {
     let dir = TempDir::new().expect("a folder");
     let dir = dir.path();
@@ -470,6 +506,30 @@ fn biases_that_cannot_be_carried_are_refused_or_noted() {
         [-6.0, 6.0, 5.0],
         "{}",
         done.stderr
+    );
+    // PEFT loads no biases of B beside factors of an embedding.
+    fs::create_dir(dir.join("table")).expect("a folder");
+    let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1 });
+    fs::write(dir.join("table/adapter_config.json"), config.to_string()).expect("a config");
+    written(
+        &dir.join("table/adapter_model.safetensors"),
+        &[
+            ("base_model.model.table.lora_embedding_A", &[1, 5], |i| {
+                i as f32
+            }),
+            ("base_model.model.table.lora_embedding_B", &[4, 1], |i| {
+                i as f32
+            }),
+        ],
+    );
+    let recipe = list("peft\noutput: adapter", ["./table", "./one"]);
+    let said = merge(dir, &recipe, "out", &["--allow-missing"])
+        .refused()
+        .stderr;
+    assert!(
+        said.contains("'fc.bias' of ./one is a bias of B")
+            && said.contains("factors of an embedding"),
+        "{said}"
     );
     // One of the adapters has no bias.
     let recipe = list(
