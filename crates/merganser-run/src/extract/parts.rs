@@ -179,6 +179,9 @@ const HEADS: [&str; 8] = [
     "predictions",
 ];
 
+/// The module of the output head where it can be tied to the embedding.
+pub(super) const HEAD: &str = "lm_head";
+
 /// Heads that map hidden states to the vocabulary: linear layers, which can have factors.
 const OUTPUT_HEADS: [&str; 3] = ["lm_head", "embed_out", "output_layer"];
 
@@ -197,6 +200,15 @@ pub(super) fn is_conv1d_family(model: &Model) -> bool {
     model
         .model_type()
         .is_some_and(|kind| CONV1D_FAMILIES.contains(&kind))
+}
+
+/// The embedding that the output head of a language model shares, if it has no tensor of its own.
+pub(super) fn tied_table(model: &Model) -> Option<String> {
+    super::config::generates_text(model).then_some(())?;
+    match model.find(&format!("{HEAD}.weight")) {
+        Some(Found::Tied(table)) => Some(table),
+        _ => None,
+    }
 }
 
 /// Sorts the tensors of `fine` by what an adapter of `base` can do for them.
@@ -223,7 +235,29 @@ pub(super) fn sort(
             path = parent;
         }
     }
+    let tied = tied_table(base);
+    if tied.is_some() {
+        parts.modules.insert(HEAD.to_owned());
+    }
     wishes.check(&parts.modules, &base.label)?;
+    // A head that both models tie is where the fine-tune's embedding is.
+    if wishes.saves(HEAD)
+        && tied.is_some()
+        && let Some(table) = tied_table(fine)
+        && let Some((dtype, shape)) = fine.describe(&table)
+    {
+        parts.pieces.push(Piece {
+            module: HEAD.to_owned(),
+            parameter: "weight".to_owned(),
+            fine: table.clone(),
+            base: None,
+            dtype,
+            shape: shape.to_vec(),
+            part: Part::Whole,
+            transposed: false,
+            forced: true,
+        });
+    }
     let conv1d = is_conv1d_family(base);
     let mut matched = BTreeSet::new();
     let mut fine_names: Vec<&str> = fine.names().collect();
@@ -231,7 +265,7 @@ pub(super) fn sort(
     for in_fine in fine_names {
         let found = match base.find(in_fine) {
             None if is_rebuilt_buffer(in_fine) => continue,
-            Some(Found::Tied(_)) if fine.is_tied() => {
+            Some(Found::Tied(_)) if fine.is_tied() && !wishes.saves(HEAD) => {
                 parts.notes.push(format!(
                     "'{in_fine}' is left out: both models tie it to their embedding"
                 ));

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use merganser_plan::Found;
-
 use super::changed::Changed;
 use super::parts::Piece;
-use super::{ExtractLora, LoraReport, config};
+use super::{ExtractLora, LoraReport, parts};
 
 impl ExtractLora<'_> {
     /// The text of the adapter's card.
@@ -111,7 +109,7 @@ impl ExtractLora<'_> {
         if let Some(table) = self.tied_table(report, ranks) {
             report.notes.push(format!(
                 "the models tie their output head to '{table}': PEFT changes the embedding alone and leaves the head as it is \
-                 in the base; `merganser apply` changes both"
+                 in the base; `merganser apply` changes both, and --save-module lm_head saves the head too"
             ));
         }
         if changed.left_out > 0 {
@@ -122,14 +120,12 @@ impl ExtractLora<'_> {
         }
     }
 
-    /// The embedding that the output head shares, if the adapter changes it.
+    /// The embedding that the output head shares, if the adapter changes it and not the head.
     fn tied_table(&self, report: &LoraReport, ranks: &BTreeMap<String, usize>) -> Option<String> {
-        config::generates_text(self.base).then_some(())?;
-        let Some(Found::Tied(table)) = self.base.find("lm_head.weight") else {
-            return None;
-        };
+        let table = parts::tied_table(self.base)?;
         let module = table.strip_suffix(".weight").unwrap_or(&table);
         let changed = ranks.contains_key(module) || report.saved.contains(&table);
-        changed.then_some(table)
+        let head = format!("{}.weight", parts::HEAD);
+        (changed && !report.saved.contains(&head)).then_some(table)
     }
 }

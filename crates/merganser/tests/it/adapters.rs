@@ -672,6 +672,33 @@ fn a_head_tied_to_a_changed_embedding_is_remarked_on() {
             "{notes}"
         );
     }
+    let args = [
+        "extract",
+        "lora",
+        &*fine,
+        &*base,
+        "-o",
+        "both",
+        "--save-module",
+        "lm_head",
+        "--json",
+    ];
+    let event = merganser(dir.path(), &args).done().events().pop();
+    let event = event.expect("an event");
+    assert!(event["saved"].to_string().contains("lm_head.weight"));
+    assert!(
+        !event["notes"].to_string().contains("tie their output head"),
+        "{event}"
+    );
+    let saved = adapter(&dir.path().join("both"));
+    let of = |name: &str| &saved[&format!("base_model.model.{name}.weight")];
+    assert_eq!(of("lm_head"), of("model.embed_tokens"));
+    merganser(dir.path(), &["apply", &base, "both", "-o", "untied"]).done();
+    let untied = models::read(&dir.path().join("untied"));
+    assert_eq!(
+        untied["lm_head.weight"],
+        untied["model.embed_tokens.weight"]
+    );
 }
 
 /// The message by which an extraction is refused; nothing may have been written.
