@@ -41,6 +41,16 @@ impl Changed {
             let module = &piece.module;
             outer.contains(module) || outer.iter().any(|outer| is_inside(module, outer))
         };
+        let mut notes = parts.notes;
+        for module in &outer {
+            let unwanted = parts.unwanted.iter().find(|path| is_inside(path, module));
+            if let Some(unwanted) = unwanted {
+                notes.push(format!(
+                    "'{module}' is saved whole without '{unwanted}', which --include and --exclude leave out: PEFT loads a \
+                     saved module only with all that is in it; leave both out, or neither"
+                ));
+            }
+        }
         let (enclosed, rest): (Vec<Piece>, Vec<Piece>) = matrices.into_iter().partition(inside);
         matrices = rest;
         others.extend(enclosed);
@@ -62,7 +72,7 @@ impl Changed {
             modules: parts.modules,
             unchanged: same.len(),
             left_out: parts.left_out,
-            notes: parts.notes,
+            notes,
         })
     }
 }

@@ -29,7 +29,7 @@ use serde_json::json;
 use self::changed::Changed;
 use self::config::Contents;
 use self::numbers::{encode, encoded, layout, precision, stored};
-pub use self::parts::{Filter, Wishes};
+pub use self::parts::{Filter, Overrides};
 use self::parts::{Part, Parts, Piece};
 pub use self::report::{LoraReport, ModuleReport};
 use self::spool::{Outcome, Place, Spool};
@@ -56,7 +56,7 @@ pub struct ExtractLora<'a> {
     /// Which modules are wanted.
     pub filter: Filter,
     /// What is factored or saved otherwise than usual.
-    pub wishes: Wishes,
+    pub overrides: Overrides,
     /// Type of what is written; `None` takes that of each of the fine-tune's tensors.
     pub dtype: Option<Dtype>,
     /// Replace an adapter that is already there.
@@ -78,7 +78,7 @@ pub fn extract_lora(
     job.truncation
         .check()
         .map_err(|problem| spectral("", &problem))?;
-    let parts = parts::sort(job.fine, job.base, &job.filter, &job.wishes)?;
+    let parts = parts::sort(job.fine, job.base, &job.filter, &job.overrides)?;
     let lanes = job.lanes(&parts)?;
     let changed = Changed::of(job, parts)?;
     let existed = job.out.exists();

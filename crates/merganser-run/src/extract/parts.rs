@@ -108,14 +108,14 @@ impl Filter {
 
 /// What is done otherwise than names and shapes suggest.
 #[derive(Debug, Clone, Default)]
-pub struct Wishes {
+pub struct Overrides {
     /// Tables that are looked up, and the output head, get factors instead of being saved whole.
     pub embeddings: bool,
     /// Modules that are saved whole, changed or not and whatever the filter says: by their paths, or the last words of these.
     pub save: Vec<String>,
 }
 
-impl Wishes {
+impl Overrides {
     /// Whether `module`, or one that it lies in, is to be saved.
     fn saves(&self, module: &str) -> bool {
         let named = |path: &str| {
@@ -158,6 +158,8 @@ pub(super) struct Parts {
     pub(super) modules: BTreeSet<String>,
     /// Tensors that the filter leaves out.
     pub(super) left_out: usize,
+    /// Their modules.
+    pub(super) unwanted: BTreeSet<String>,
     pub(super) notes: Vec<String>,
 }
 
@@ -219,13 +221,14 @@ pub(super) fn sort(
     fine: &Model,
     base: &Model,
     filter: &Filter,
-    wishes: &Wishes,
+    overrides: &Overrides,
 ) -> Result<Parts, RunError> {
     merganser_plan::task_vector::same_architecture(base, fine).map_err(RunError::Extract)?;
     let mut parts = Parts {
         pieces: Vec::new(),
         modules: BTreeSet::new(),
         left_out: 0,
+        unwanted: BTreeSet::new(),
         notes: Vec::new(),
     };
     for name in base.names() {
@@ -239,9 +242,9 @@ pub(super) fn sort(
     if tied.is_some() {
         parts.modules.insert(HEAD.to_owned());
     }
-    wishes.check(&parts.modules, &base.label)?;
+    overrides.check(&parts.modules, &base.label)?;
     // A head that both models tie is where the fine-tune's embedding is.
-    if wishes.saves(HEAD)
+    if overrides.saves(HEAD)
         && tied.is_some()
         && let Some(table) = tied_table(fine)
         && let Some((dtype, shape)) = fine.describe(&table)
@@ -265,7 +268,7 @@ pub(super) fn sort(
     for in_fine in fine_names {
         let found = match base.find(in_fine) {
             None if is_rebuilt_buffer(in_fine) => continue,
-            Some(Found::Tied(_)) if fine.is_tied() && !wishes.saves(HEAD) => {
+            Some(Found::Tied(_)) if fine.is_tied() && !overrides.saves(HEAD) => {
                 parts.notes.push(format!(
                     "'{in_fine}' is left out: both models tie it to their embedding"
                 ));
@@ -278,9 +281,10 @@ pub(super) fn sort(
         let name = found.as_deref().unwrap_or(in_fine);
         matched.insert(name.to_owned());
         let (module, parameter) = name.rsplit_once('.').unwrap_or(("", name));
-        let forced = wishes.saves(module);
+        let forced = overrides.saves(module);
         if !forced && !filter.wants(module) {
             parts.left_out += 1;
+            parts.unwanted.insert(module.to_owned());
             continue;
         }
         let Some((dtype, shape)) = fine.describe(in_fine) else {
@@ -313,7 +317,7 @@ pub(super) fn sort(
             let known = Known {
                 in_base: found.is_some(),
                 conv1d,
-                embeddings: wishes.embeddings,
+                embeddings: overrides.embeddings,
             };
             part(name, shape, dtype, known)
         };
@@ -527,11 +531,11 @@ mod tests {
 
     #[test]
     fn modules_are_saved_by_path_last_word_or_parent() {
-        let wishes = Wishes {
+        let overrides = Overrides {
             save: ["up_proj", "model.layers.1.mlp", "score"]
                 .map(str::to_owned)
                 .into(),
-            ..Wishes::default()
+            ..Overrides::default()
         };
         for (module, expected) in [
             ("model.layers.0.mlp.up_proj", true),
@@ -541,14 +545,14 @@ mod tests {
             ("score", true),
             ("", false),
         ] {
-            assert_eq!(wishes.saves(module), expected, "{module}");
+            assert_eq!(overrides.saves(module), expected, "{module}");
         }
         let modules = ["score", "a.up_proj", "model.layers.1.mlp"].map(str::to_owned);
         let modules: BTreeSet<String> = modules.into();
-        assert!(wishes.check(&modules, "b").is_ok());
-        let missing = Wishes {
+        assert!(overrides.check(&modules, "b").is_ok());
+        let missing = Overrides {
             save: vec!["proj".into()],
-            ..Wishes::default()
+            ..Overrides::default()
         };
         let said = missing.check(&modules, "b").unwrap_err().to_string();
         assert!(said.contains("b has no module 'proj'"), "{said}");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use merganser::recipe::FloatType;
-use merganser::run::extract::{Filter, LoraReport, Scale, Sketch, Truncation, Wishes};
+use merganser::run::extract::{Filter, LoraReport, Overrides, Scale, Sketch, Truncation};
 use merganser::store::Dtype;
 use merganser::{Failure, LoraOptions, MergeOptions};
 use serde_json::json;
@@ -136,7 +136,7 @@ fn extract_lora(arguments: &Lora, memory: u64, output: &Output) -> Result<(), Fa
             Scale::Shared
         },
         filter: Filter::new(&arguments.include, &arguments.exclude)?,
-        wishes: Wishes {
+        overrides: Overrides {
             embeddings: arguments.embed_lora,
             save: arguments.save_module.clone(),
         },

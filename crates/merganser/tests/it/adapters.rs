@@ -467,6 +467,20 @@ fn a_module_is_saved_with_all_that_is_in_it() {
     assert_eq!(event["unchanged"], 1);
     let config = config_of(&dir.path().join("out"));
     assert_eq!(config["modules_to_save"], json!(["bn", "emb", "fc2"]));
+    assert!(
+        !event["notes"]
+            .to_string()
+            .contains("is saved whole without")
+    );
+    let args = [
+        "extract", "lora", "fine", "base", "-o", "half", "-e", "emb.proj", "--json",
+    ];
+    let half = merganser(dir.path(), &args).done().events().pop();
+    let notes = half.expect("an event")["notes"].to_string();
+    assert!(
+        notes.contains("'emb' is saved whole without 'emb.proj'"),
+        "{notes}"
+    );
     merganser(dir.path(), &["apply", "base", "out", "-o", "again"]).done();
     let [again, fine, base] = ["again", "fine", "base"].map(|x| models::read(&dir.path().join(x)));
     assert!(off(&again, &fine, &base, |_| true) < 1e-6);
