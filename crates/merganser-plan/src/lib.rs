@@ -289,9 +289,13 @@ impl Plan {
             .sum()
     }
 
-    /// The stored tensor behind an input that no adapter changes.
+    /// The stored tensor behind an input that no adapter changes, but for one that takes its place.
     pub fn stored(&self, input: &InputRef) -> Option<(&Checkpoint, &TensorInfo)> {
         let model = &self.models[input.model];
+        let replaced = model.adapter.as_ref().zip(model.replacement(&input.tensor));
+        if let Some((adapter, info)) = replaced {
+            return Some((adapter.checkpoint(), info));
+        }
         Some((&model.checkpoint, model.info(&input.tensor)?))
     }
 

@@ -305,6 +305,12 @@ impl Model {
                              it was trained on another model"
                         ));
                     }
+                    None if matches!(delta, Delta::Add { .. }) && self.has(&weight_of(name)) => {
+                        return Err(format!(
+                            "the adapter adds to '{name}' (`lora_bias`), and that layer of the model has no bias: a checkpoint \
+                             of this kind cannot hold one; run the adapter in PEFT, or merge adapters with `output: adapter`"
+                        ));
+                    }
                     None => {
                         return Err(format!(
                             "the adapter changes '{name}', which the model does not have: it was trained on another model"
@@ -316,10 +322,16 @@ impl Model {
         Ok(())
     }
 
-    fn replacement(&self, name: &str) -> Option<&TensorInfo> {
+    pub(crate) fn replacement(&self, name: &str) -> Option<&TensorInfo> {
         self.deltas(name).iter().find_map(|delta| match delta {
             Delta::Replace(tensor) => Some(tensor),
             Delta::LowRank { .. } | Delta::Add { .. } => None,
         })
     }
+}
+
+/// The matrix of the layer that the bias `name` belongs to.
+fn weight_of(name: &str) -> String {
+    let module = name.strip_suffix(".bias").unwrap_or(name);
+    format!("{module}.weight")
 }

@@ -241,6 +241,7 @@ fn one(
     let (own, shape) = described(base, in_base)?;
     let dtype = dtype.filter(|_| own.is_float()).unwrap_or(own);
     let mut inputs = vec![input(0, in_base)];
+    let mut same = inputs.clone();
     let mut settings = Settings {
         inputs: vec![BTreeMap::new()],
         ..Settings::default()
@@ -262,6 +263,11 @@ fn one(
             if own == other && !whole {
                 continue;
             }
+            // So does an adapter that saves a module with all that is in it.
+            if own == other && model.adapter.is_some() {
+                same.push(input(i + 1, found.name()));
+                continue;
+            }
             return Err(format!(
                 "tensor '{name}' is {own} in {} and {other} in {}: only real numbers can be added",
                 base.label, model.label
@@ -275,6 +281,7 @@ fn one(
     }
     let encoding = Encoding::Float(kernel_float(dtype).unwrap_or(Float::F32));
     let action = match &inputs[..] {
+        [_] if same.len() > 1 => Action::Identical(same),
         [only] if dtype == own => Action::Copy(only.clone()),
         [only] => Action::Cast {
             input: only.clone(),

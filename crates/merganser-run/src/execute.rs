@@ -233,7 +233,8 @@ impl Work<'_> {
                 .par_iter()
                 .map(|k| {
                     let output = &plan.outputs[*k];
-                    let intact = known(output).is_some_and(|entry| intact(&file, output, entry));
+                    let place = (output.offset, output.nbytes);
+                    let intact = known(output).is_some_and(|entry| intact(&file, place, entry));
                     (*k, intact)
                 })
                 .collect();
@@ -417,16 +418,8 @@ impl Work<'_> {
     /// Writes a tensor that was made elsewhere and records it.
     pub(crate) fn put(&self, output: &Output, bytes: &[u8]) -> Result<(), RunError> {
         let file = self.file(output)?;
-        let mut hashes = Vec::new();
-        for (i, piece) in bytes.chunks(PIECE).enumerate() {
-            file.write_at(output.offset + (i * PIECE) as u64, piece)?;
-            hashes.push(fingerprint(piece));
-        }
-        self.journal.append(&Entry {
-            tensor: output.name.clone(),
-            digest: digest(PIECE, &hashes),
-            bytes: output.nbytes,
-        })?;
+        file.write_at(output.offset, bytes)?;
+        self.journal.append(&recorded(&output.name, bytes))?;
         self.observer.event(Event::Progress {
             bytes: self.cost(output),
         });
@@ -555,8 +548,18 @@ fn digest(piece: usize, hashes: &[u128]) -> String {
     format!("{piece}:{}", all.finalize().to_hex())
 }
 
-/// Whether the bytes of a tensor are those an earlier run recorded.
-fn intact(file: &ShardFile, output: &Output, entry: &Entry) -> bool {
+/// The journal's entry of a tensor whose bytes were written at once.
+pub(crate) fn recorded(tensor: &str, bytes: &[u8]) -> Entry {
+    let hashes: Vec<u128> = bytes.chunks(PIECE).map(fingerprint).collect();
+    Entry {
+        tensor: tensor.to_owned(),
+        digest: digest(PIECE, &hashes),
+        bytes: bytes.len() as u64,
+    }
+}
+
+/// Whether the bytes at an offset, so many, are those an earlier run recorded.
+pub(crate) fn intact(file: &ShardFile, (offset, nbytes): (u64, u64), entry: &Entry) -> bool {
     let Some(piece) = entry
         .digest
         .split(':')
@@ -565,15 +568,15 @@ fn intact(file: &ShardFile, output: &Output, entry: &Entry) -> bool {
     else {
         return false;
     };
-    if entry.bytes != output.nbytes || piece == 0 {
+    if entry.bytes != nbytes || piece == 0 {
         return false;
     }
     let mut hashes = Vec::new();
     let mut bytes = Vec::new();
     let mut at = 0;
-    while at < output.nbytes {
-        bytes.resize(piece.min((output.nbytes - at) as usize), 0);
-        if file.read_at(output.offset + at, &mut bytes).is_err() {
+    while at < nbytes {
+        bytes.resize(piece.min((nbytes - at) as usize), 0);
+        if file.read_at(offset + at, &mut bytes).is_err() {
             return false;
         }
         hashes.push(fingerprint(&bytes));

@@ -89,14 +89,7 @@ pub fn combine(
     keep: KeepPart<'_>,
 ) -> Result<Lora> {
     let (m, n) = common_shape(adapters)?;
-    check_shape(
-        || "the weights of the adapters".into(),
-        (weights.len(), 1),
-        (adapters.len(), 1),
-    )?;
-    for &weight in weights {
-        check_range("a weight", weight, (f64::MIN, f64::MAX), "finite")?;
-    }
+    check_weights(weights, adapters.len())?;
     let largest = || adapters.iter().map(Lora::rank).max().unwrap_or(0);
     match *combination {
         Combination::Cat if adapters.len() > 1 => side_by_side(adapters, weights),
@@ -129,6 +122,44 @@ pub fn combine(
             Ok(weighted_sum(factors, weights))
         }),
     }
+}
+
+/// The combined change of a bias, of what each adapter adds to it as a matrix of one row (`lora_bias`: s_t times the bias
+/// of B_t): Σ w_t b_t, or the sparse forms on the b_t. A bias has no factors, so that `ties` and `ties_svd` are the same.
+/// PEFT's own function leaves biases out.
+///
+/// # Errors
+/// If there is no vector, there is not one finite weight for each, lengths differ, or a density is negative (or 0 at
+/// random).
+pub fn combine_vectors(
+    vectors: &[Matrix],
+    weights: &[f64],
+    combination: &Combination,
+    keep: KeepPart<'_>,
+) -> Result<Matrix> {
+    let references: Vec<&Matrix> = vectors.iter().collect();
+    crate::error::common_shape(&references)?;
+    check_weights(weights, vectors.len())?;
+    match combination {
+        Combination::Sparse(sparse) | Combination::SparseSvd { sparse, .. }
+            if vectors.len() > 1 =>
+        {
+            sparse.merge(vectors, weights, |t, i| keep(Part::Update, t, i))
+        }
+        _ => Ok(weighted_sum(vectors, weights)),
+    }
+}
+
+fn check_weights(weights: &[f64], adapters: usize) -> Result<()> {
+    check_shape(
+        || "the weights of the adapters".into(),
+        (weights.len(), 1),
+        (adapters, 1),
+    )?;
+    for &weight in weights {
+        check_range("a weight", weight, (f64::MIN, f64::MAX), "finite")?;
+    }
+    Ok(())
 }
 
 fn checked(rank: usize) -> Result<usize> {
@@ -317,6 +348,39 @@ mod tests {
             let merged = combine(&adapter, &[-0.5], &combination, &all).unwrap();
             assert!(distance(&merged.update(), &sum(&adapter, &[-0.5])) < 1e-12);
         }
+    }
+
+    #[test]
+    fn biases_are_summed_or_thinned_out() {
+        let rows = |x: [f64; 4]| Matrix::new(1, 4, x.to_vec()).unwrap();
+        let (one, two) = (rows([4.0, -1.0, 2.0, 0.0]), rows([-1.0, 3.0, 1.0, 2.0]));
+        let of = |vectors: &[Matrix], combination| {
+            let merged = combine_vectors(vectors, &[1.0, 0.5][..vectors.len()], &combination, &all);
+            merged.unwrap().into_vec()
+        };
+        let both = [one.clone(), two];
+        for combination in [
+            Combination::Linear,
+            Combination::Cat,
+            Combination::Svd { rank: Some(1) },
+        ] {
+            assert_eq!(of(&both, combination), [3.5, 0.5, 2.5, 1.0]);
+        }
+        let sparse = |elect| Sparse {
+            density: 0.5,
+            random: false,
+            elect,
+        };
+        let pruned = Combination::Sparse(sparse(None));
+        assert_eq!(of(&both, pruned), [4.0, 1.5, 2.0, 1.0]);
+        let ties = Combination::SparseSvd {
+            sparse: sparse(Some(Majority::Total)),
+            rank: None,
+        };
+        assert_eq!(of(&both, ties), [4.0, 1.5, 2.0, 1.0]);
+        assert_eq!(of(&[one], pruned), [4.0, -1.0, 2.0, 0.0]);
+        assert!(combine_vectors(&[], &[], &pruned, &all).is_err());
+        assert!(combine_vectors(&both, &[1.0], &pruned, &all).is_err());
     }
 
     #[test]

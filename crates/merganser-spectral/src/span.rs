@@ -116,6 +116,27 @@ impl From<Inner> for InSpan {
 }
 
 impl InSpan {
+    /// Merges vectors, each a matrix of one row: changes of biases, which lie in no span.
+    ///
+    /// Methods on entries act on the vectors' own. TSV-M, Iso-C and CART take matrices apart; of vectors they are the mean,
+    /// as in their published code. To be isotropic means nothing for a vector: it has one singular value.
+    ///
+    /// # Errors
+    /// If there is none, lengths differ, a number is not finite, or a share is out of range.
+    pub fn merge_vectors(&self, vectors: &[Matrix], keep: Keep<'_>) -> Result<Matrix> {
+        let inner = if self.averages_vectors() {
+            Inner::Mean
+        } else {
+            self.inner
+        };
+        inner.merge(vectors, keep)
+    }
+
+    /// Whether vectors are averaged because the method is one of matrices.
+    pub fn averages_vectors(&self) -> bool {
+        matches!(self.inner, Inner::Tsv | Inner::IsoC | Inner::Cart { .. })
+    }
+
     /// Merges matrices of one shape.
     ///
     /// # Errors
@@ -153,6 +174,33 @@ mod tests {
             merge(Inner::TaskArithmetic, false),
         );
         assert_eq!(one, other);
+    }
+
+    #[test]
+    fn vectors_are_merged_by_entries_or_averaged() {
+        let rows = |t: &[f64]| Matrix::new(1, 3, t.to_vec()).unwrap();
+        let tasks = [rows(&[3.0, -1.0, 0.5]), rows(&[1.0, 2.0, -0.1])];
+        let of = |inner: Inner, isotropic| {
+            let method = InSpan { inner, isotropic };
+            let merged = method.merge_vectors(&tasks, &|t, i| (t, i) != (0, 0));
+            merged.unwrap().into_vec()
+        };
+        assert_eq!(of(Inner::TaskArithmetic, true), [4.0, 1.0, 0.4]);
+        let mean = [2.0, 0.5, 0.2];
+        let cart = Inner::Cart {
+            rank_fraction: 0.5,
+            scale: 0.3,
+        };
+        for inner in [Inner::Mean, Inner::Tsv, Inner::IsoC, cart] {
+            assert_eq!(of(inner, false), mean);
+        }
+        assert_eq!(of(Inner::Ties { density: 1.0 }, false), [2.0, 2.0, 0.5]);
+        assert_eq!(of(Inner::Dare { drop: 0.5 }, false), [2.0, 2.0, 0.8]);
+        assert!(
+            InSpan::from(Inner::Tsv)
+                .merge_vectors(&[], &|_, _| true)
+                .is_err()
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use merganser_plan::task_vector::{self, Format, Item};
 use merganser_plan::{Model, Plan};
 use merganser_recipe::ModelRef;
-use merganser_run::extract::{self, ExtractLora, Filter, LoraReport, Scale, Truncation};
+use merganser_run::extract::{self, ExtractLora, Filter, LoraReport, Overrides, Scale, Truncation};
 use merganser_run::{Observer, Opener, Provenance};
 use merganser_store::Dtype;
 
@@ -22,6 +22,8 @@ pub struct LoraOptions {
     pub scale: Scale,
     /// Which modules are wanted.
     pub filter: Filter,
+    /// What is factored or saved otherwise than usual.
+    pub overrides: Overrides,
     /// Type of what is written; `None` takes the fine-tune's.
     pub dtype: Option<Dtype>,
     /// Replace an adapter that is already in the output folder.
@@ -50,6 +52,7 @@ pub fn extract_lora(
         truncation: options.truncation,
         scale: options.scale,
         filter: options.filter,
+        overrides: options.overrides,
         dtype: options.dtype,
         overwrite: options.overwrite,
         memory: options.memory,

@@ -21,6 +21,8 @@ pub struct PlannedAdapter {
     pub adapters: Vec<String>,
     /// The matrices that are merged.
     pub matrices: Vec<MergedMatrix>,
+    /// How many biases of second factors are merged.
+    pub biases: usize,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -115,6 +117,7 @@ pub fn plan_adapters(
         method: merge.method(),
         adapters: merge.labels().to_vec(),
         matrices: merge.matrices().to_vec(),
+        biases: merge.biases(),
         notes: merge.notes.clone(),
     })
 }

@@ -9,11 +9,12 @@ use serde_json::{Map, Value, json};
 const SELECTIONS: [&str; 3] = ["layers_to_transform", "layers_pattern", "exclude_modules"];
 
 /// The text, for the ranks of the merged modules and the modules that are saved whole. Scale is 1 everywhere: α is the
-/// rank of each module.
+/// rank of each module. `biases` says whether second factors have some.
 pub(super) fn config(
     configs: &[&AdapterConfig],
     ranks: &BTreeMap<&str, usize>,
     saved: &BTreeSet<String>,
+    biases: bool,
 ) -> String {
     let mut map = configs
         .first()
@@ -30,6 +31,7 @@ pub(super) fn config(
     put("rank_pattern", Value::Object(others.clone()));
     put("alpha_pattern", Value::Object(others));
     put("use_rslora", json!(false));
+    put("lora_bias", json!(biases));
     put("inference_mode", json!(true));
     put("init_lora_weights", json!(true));
     put("target_modules", targets(configs, ranks));

@@ -1,7 +1,8 @@
 //! The recipe's method on the factors of one matrix.
 
+use merganser_linalg::Matrix;
 use merganser_methods::{MethodInfo, Settings};
-use merganser_spectral::peft::{Combination, Majority, Part, Sparse, combine};
+use merganser_spectral::peft::{Combination, Majority, Part, Sparse, combine, combine_vectors};
 use merganser_spectral::{InSpan, Inner, Lora, Result, core_space, random_keep};
 
 /// How the adapters of one matrix are merged.
@@ -72,6 +73,38 @@ impl Method {
                 combine(adapters, weights, combination, &keep)
             }
         }
+    }
+
+    /// The merged change of a bias, of those of all adapters as matrices of one row; random choices follow from `seed`
+    /// alone.
+    pub(crate) fn merge_biases(
+        &self,
+        changes: &[Matrix],
+        weights: &[f64],
+        seed: u64,
+    ) -> Result<Matrix> {
+        match self {
+            Self::CoreSpace {
+                inner, drop, alpha, ..
+            } => {
+                let mut weighted = changes.to_vec();
+                for (change, &weight) in weighted.iter_mut().zip(weights) {
+                    change.scale(weight);
+                }
+                let mut merged = inner.merge_vectors(&weighted, &random_keep(seed, *drop))?;
+                merged.scale(*alpha);
+                Ok(merged)
+            }
+            Self::Peft { combination, drop } => {
+                let keep = |_, task: usize, index: usize| random_keep(seed, *drop)(task, index);
+                combine_vectors(changes, weights, combination, &keep)
+            }
+        }
+    }
+
+    /// Whether biases are averaged because the method is one of matrices.
+    pub(crate) fn averages_biases(&self) -> bool {
+        matches!(self, Self::CoreSpace { inner, .. } if inner.averages_vectors())
     }
 
     /// What is done to a merged core adapter: times α, and no more than the wanted rank.

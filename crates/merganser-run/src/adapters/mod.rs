@@ -3,6 +3,7 @@
 //! Only the adapters are read. No matrix of the base's shape is formed by the methods that work on factors, so that memory
 //! follows from ranks, and the base model need not be at hand. The result is a folder that PEFT loads.
 
+mod bias;
 mod config;
 mod method;
 mod write;
@@ -20,6 +21,7 @@ use merganser_store::adapter::{Adapter, Delta, TensorRef};
 use merganser_store::checkpoint::Checkpoint;
 use rayon::prelude::*;
 
+pub(crate) use self::bias::{averaged, merged_bias};
 pub(crate) use self::method::Method;
 use crate::sources::whole;
 use crate::{Event, Observer, Opener, Provenance, RunError};
@@ -30,6 +32,7 @@ pub struct AdapterMerge<'r> {
     labels: Vec<String>,
     adapters: Vec<Arc<Adapter>>,
     matrices: Vec<MergedMatrix>,
+    biases: Vec<MergedBias>,
     /// Tensors that are replaced rather than changed; their mean is stored.
     saved: Vec<String>,
     seed: u64,
@@ -47,6 +50,14 @@ pub struct MergedMatrix {
     settings: Settings,
 }
 
+/// One bias of the base model that adapters change (`lora_bias`).
+#[derive(Debug, Clone)]
+struct MergedBias {
+    /// The tensor of the base.
+    tensor: String,
+    settings: Settings,
+}
+
 /// What was written.
 #[derive(Debug, Clone)]
 pub struct AdapterSummary {
@@ -54,6 +65,8 @@ pub struct AdapterSummary {
     pub method: &'static str,
     /// Merged matrices and their ranks.
     pub ranks: Vec<(String, usize)>,
+    /// Biases of second factors.
+    pub biases: usize,
     /// Tensors stored whole.
     pub saved: usize,
     /// Bytes of the weights' file.
@@ -94,6 +107,7 @@ impl<'r> AdapterMerge<'r> {
             labels,
             adapters,
             matrices: Vec::new(),
+            biases: Vec::new(),
             saved: Vec::new(),
             notes: Vec::new(),
         };
@@ -115,6 +129,11 @@ impl<'r> AdapterMerge<'r> {
     /// The matrices, in order of their names.
     pub fn matrices(&self) -> &[MergedMatrix] {
         &self.matrices
+    }
+
+    /// How many biases of second factors are merged.
+    pub fn biases(&self) -> usize {
+        self.biases.len()
     }
 
     fn at(&self, adapter: usize, message: String, remark: &str) -> Diagnostic {
@@ -169,7 +188,7 @@ impl<'r> AdapterMerge<'r> {
         let mut missing: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         // One message an adapter is enough.
         let mut unfit = BTreeSet::new();
-        let (mut matrices, mut saved) = (Vec::new(), Vec::new());
+        let (mut matrices, mut biases, mut saved) = (Vec::new(), Vec::new(), Vec::new());
         for tensor in &tensors {
             let changes: Vec<&[Delta]> = self
                 .adapters
@@ -193,6 +212,13 @@ impl<'r> AdapterMerge<'r> {
                     Ok(settings) => matrices.push(MergedMatrix {
                         tensor: (*tensor).to_owned(),
                         ranks,
+                        settings,
+                    }),
+                    Err(diagnostic) => errors.push(diagnostic),
+                },
+                Ok(Kind::Bias) => match self.recipe.settings(tensor, t[tensor]) {
+                    Ok(settings) => biases.push(MergedBias {
+                        tensor: (*tensor).to_owned(),
                         settings,
                     }),
                     Err(diagnostic) => errors.push(diagnostic),
@@ -236,12 +262,48 @@ impl<'r> AdapterMerge<'r> {
                 errors.push(found.label(span, "other target modules"));
             }
         }
-        if errors.is_empty() {
-            (self.matrices, self.saved) = (matrices, saved);
-            Ok(())
-        } else {
-            Err(errors)
+        if !errors.is_empty() {
+            return Err(errors);
         }
+        (self.matrices, self.biases, self.saved) = (matrices, biases, saved);
+        self.check_biases()
+    }
+
+    /// Refuses biases that the merged adapter could not carry, and says how the others are merged.
+    fn check_biases(&mut self) -> Result<(), Vec<Diagnostic>> {
+        let Some(first) = self.biases.first() else {
+            return Ok(());
+        };
+        let refused = |help: &str| {
+            let has = |adapter: &Arc<Adapter>| adapter.modules().contains_key(&first.tensor);
+            let adapter = self.adapters.iter().position(has).unwrap_or(0);
+            let label = &self.labels[adapter];
+            let message = format!("'{}' of {label} is a bias of B (`lora_bias`)", first.tensor);
+            Err(vec![
+                self.at(adapter, message, "this adapter")
+                    .help(help.to_owned()),
+            ])
+        };
+        if self.looks_at_data() {
+            return refused(
+                "`inner: projection` finds biases together with their matrices, which factors cannot hold: ask for \
+                 `output: model`, or choose another `inner`",
+            );
+        }
+        let mut deltas = self.adapters.iter().flat_map(|x| x.modules().values());
+        if deltas.any(|list| list.iter().any(is_embedding)) {
+            return refused(
+                "PEFT takes no adapter that has both biases of B and factors of an embedding: merge onto the base \
+                 (`output: model`), or adapters of one kind",
+            );
+        }
+        let info = self.recipe.info();
+        let averages = |bias: &&MergedBias| Method::new(info, &bias.settings).averages_biases();
+        let averages = self.biases.iter().filter(averages).count();
+        if averages > 0 {
+            self.notes.push(averaged(averages));
+        }
+        Ok(())
     }
 
     /// Whether the recipe merges the adapters by what samples say, so that [`carry_out`](Self::carry_out) is to be given
@@ -269,7 +331,7 @@ impl<'r> AdapterMerge<'r> {
             .iter()
             .flat_map(|a| a.checkpoint().tensors().values());
         observer.event(Event::Started {
-            tensors: self.matrices.len() + self.saved.len(),
+            tensors: self.matrices.len() + self.biases.len() + self.saved.len(),
             bytes: bytes.map(|tensor| tensor.nbytes).sum(),
             reused: 0,
         });
@@ -288,13 +350,23 @@ impl<'r> AdapterMerge<'r> {
             .par_iter()
             .map(one)
             .collect::<Result<_, _>>()?;
+        let biases = self
+            .biases
+            .iter()
+            .map(|bias| Ok((bias.tensor.clone(), self.merged_bias(bias)?)))
+            .collect::<Result<BTreeMap<_, _>, RunError>>()?;
         let saved = self
             .saved
             .iter()
             .map(|tensor| Ok((tensor.clone(), self.mean(tensor)?)))
             .collect::<Result<BTreeMap<_, _>, RunError>>()?;
         observer.event(Event::Publishing);
-        write::publish(self, &merged, &saved, out, overwrite, provenance)
+        let parts = write::Parts {
+            factors: &merged,
+            biases: &biases,
+            saved: &saved,
+        };
+        write::publish(self, &parts, out, overwrite, provenance)
     }
 
     /// A merged adapter times the recipe's α, cut down to its rank.
@@ -325,12 +397,39 @@ impl<'r> AdapterMerge<'r> {
                     .transpose()
             })
             .collect::<Result<Vec<_>, RunError>>()?;
-        let weight = |i| matrix.settings.input_float(i, "weight").unwrap_or(1.0);
-        let weights: Vec<f64> = (0..adapters.len()).map(weight).collect();
+        let weights = self.weights(&matrix.settings);
         let given = all(adapters).map_err(|problem| failed(&problem))?;
         Method::new(self.recipe.info(), &matrix.settings)
             .merge(&given, &weights, seed_of(self.seed, &matrix.tensor))
             .map_err(|problem| failed(&problem))
+    }
+
+    fn merged_bias(&self, bias: &MergedBias) -> Result<Matrix, RunError> {
+        let changes = self
+            .adapters
+            .iter()
+            .zip(&self.labels)
+            .map(|(adapter, label)| {
+                let deltas = adapter.modules().get(&bias.tensor);
+                let deltas = deltas.map_or(&[][..], Vec::as_slice);
+                bias::change(adapter.checkpoint(), deltas, label)
+            })
+            .collect::<Result<Vec<_>, RunError>>()?;
+        let weights = self.weights(&bias.settings);
+        Method::new(self.recipe.info(), &bias.settings)
+            .merge_biases(
+                &bias::all(changes),
+                &weights,
+                seed_of(self.seed, &bias.tensor),
+            )
+            .map_err(|problem| {
+                RunError::Calibration(format!("tensor '{}': {problem}", bias.tensor))
+            })
+    }
+
+    fn weights(&self, settings: &Settings) -> Vec<f64> {
+        let weight = |i| settings.input_float(i, "weight").unwrap_or(1.0);
+        (0..self.adapters.len()).map(weight).collect()
     }
 
     fn bytes_of(&self, tensor: &str) -> u64 {
@@ -365,6 +464,8 @@ impl<'r> AdapterMerge<'r> {
 enum Kind {
     /// They add updates of these ranks.
     LowRank(Vec<usize>),
+    /// They add to a bias.
+    Bias,
     /// They take its place.
     Saved,
 }
@@ -376,7 +477,7 @@ pub(crate) const OTHER_LAYOUT: &str = "is made for inputs × outputs and others 
 fn kind(changes: &[&[Delta]]) -> Result<Kind, (usize, String)> {
     let mut shape: Option<Vec<usize>> = None;
     let mut ranks = vec![0; changes.len()];
-    let (mut low, mut turned) = (None, None);
+    let (mut low, mut turned, mut bias) = (None, None, false);
     for (i, deltas) in changes.iter().enumerate() {
         let Some(first) = deltas.first() else {
             continue;
@@ -423,10 +524,8 @@ fn kind(changes: &[&[Delta]]) -> Result<Kind, (usize, String)> {
             }
             Delta::Replace(_) => false,
             Delta::Add { .. } => {
-                return Err((
-                    i,
-                    "is a bias of B (`lora_bias`), which is not merged yet".into(),
-                ));
+                bias = true;
+                true
             }
         };
         if low.is_some_and(|low| low != is_low) {
@@ -437,7 +536,9 @@ fn kind(changes: &[&[Delta]]) -> Result<Kind, (usize, String)> {
         }
         low = Some(is_low);
     }
-    Ok(if low == Some(true) {
+    Ok(if bias {
+        Kind::Bias
+    } else if low == Some(true) {
         Kind::LowRank(ranks)
     } else {
         Kind::Saved
@@ -459,6 +560,11 @@ pub(crate) fn low_rank(deltas: &[Delta]) -> Option<&Delta> {
     deltas
         .iter()
         .find(|delta| matches!(delta, Delta::LowRank { .. }))
+}
+
+/// Whether a change is that of a table that is looked up: its factors have other names in the file.
+fn is_embedding(delta: &Delta) -> bool {
+    matches!(delta, Delta::LowRank { a, .. } if a.name.contains(".lora_embedding_A"))
 }
 
 /// The factors of an update, in `f64`: of a convolution as matrices of outputs × (inputs · height · width).

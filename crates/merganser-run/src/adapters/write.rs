@@ -9,7 +9,7 @@ use merganser_linalg::Matrix;
 use merganser_plan::{float_dtype, kernel_float};
 use merganser_spectral::Lora;
 use merganser_store::Dtype;
-use merganser_store::adapter::{Delta, TensorRef};
+use merganser_store::adapter::{Adapter, Delta, TensorRef};
 use merganser_store::header::{self, TensorSpec};
 use merganser_store::publish::Staging;
 use merganser_store::shard::ShardFile;
@@ -26,11 +26,20 @@ struct Piece {
     values: Vec<f32>,
 }
 
-/// Writes the merged factors, the tensors that are saved whole and the files beside them, and moves all into place.
+/// What a merge has made, by tensor of the base.
+pub(super) struct Parts<'a> {
+    /// Updates of matrices.
+    pub(super) factors: &'a BTreeMap<String, Lora>,
+    /// Changes of biases.
+    pub(super) biases: &'a BTreeMap<String, Matrix>,
+    /// What is saved whole.
+    pub(super) saved: &'a BTreeMap<String, Vec<f32>>,
+}
+
+/// Writes what was merged and the files beside it, and moves all into place.
 pub(super) fn publish(
     merge: &AdapterMerge<'_>,
-    merged: &BTreeMap<String, Lora>,
-    saved: &BTreeMap<String, Vec<f32>>,
+    parts: &Parts<'_>,
     out: &Path,
     overwrite: bool,
     provenance: &Provenance,
@@ -38,7 +47,16 @@ pub(super) fn publish(
     let mut pieces = Vec::new();
     let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
     let mut notes = merge.notes.clone();
-    for (tensor, lora) in merged {
+    for (tensor, lora) in parts.factors {
+        let carrier = lora.rank() == 0 && parts.biases.contains_key(&bias_of(tensor));
+        let lora = if carrier {
+            notes.push(format!(
+                "the updates of '{tensor}' cancel out, and the layer's biases do not: factors of zeros carry them"
+            ));
+            &no_change(lora)?
+        } else {
+            lora
+        };
         if lora.rank() == 0 {
             notes.push(format!(
                 "the updates of '{tensor}' cancel out: it is left out of the adapter"
@@ -67,8 +85,23 @@ pub(super) fn publish(
         shape[1] = lora.rank();
         pieces.push(piece(b, dtype, &scaled, shape));
     }
+    for (tensor, change) in parts.biases {
+        let deltas = |adapter: &'_ Adapter| match adapter.modules().get(tensor).map(Vec::as_slice) {
+            Some([Delta::Add { tensor, .. }]) => Some(tensor.clone()),
+            _ => None,
+        };
+        let Some(like) = merge.adapters.iter().find_map(|adapter| deltas(adapter)) else {
+            continue;
+        };
+        pieces.push(piece(
+            &like,
+            merge.dtype_of(&[&like]),
+            change,
+            like.shape.clone(),
+        ));
+    }
     let mut modules = BTreeSet::new();
-    for (tensor, values) in saved {
+    for (tensor, values) in parts.saved {
         let Some([Delta::Replace(info)]) = merge
             .adapters
             .iter()
@@ -96,7 +129,7 @@ pub(super) fn publish(
         .map(|adapter| adapter.config())
         .collect();
     let modules = named_modules(&configs, modules);
-    let config = config::config(&configs, &ranks, &modules);
+    let config = config::config(&configs, &ranks, &modules, !parts.biases.is_empty());
 
     let staging = Staging::begin(out, overwrite)?;
     let bytes = write_weights(&staging, &pieces)?;
@@ -120,7 +153,8 @@ pub(super) fn publish(
             .iter()
             .map(|(module, rank)| ((*module).to_owned(), *rank))
             .collect(),
-        saved: saved.len(),
+        biases: parts.biases.len(),
+        saved: parts.saved.len(),
         bytes,
         notes,
     })
@@ -160,6 +194,11 @@ fn piece(like: &TensorRef, dtype: Dtype, matrix: &Matrix, shape: Vec<usize>) -> 
 
 /// A stored name without the adapter's own name, which PEFT puts in itself when it loads.
 fn stored_name(name: &str) -> String {
+    if let Some((module, rest)) = name.split_once(".lora_B.")
+        && rest.rsplit('.').next() == Some("bias")
+    {
+        return format!("{module}.lora_B.bias");
+    }
     for (marker, kept) in [
         (".lora_A.", ".lora_A.weight"),
         (".lora_B.", ".lora_B.weight"),
@@ -179,6 +218,18 @@ fn stored_name(name: &str) -> String {
         }
         None => name.to_owned(),
     }
+}
+
+/// The bias of the layer that the matrix `tensor` belongs to.
+fn bias_of(tensor: &str) -> String {
+    format!("{}.bias", module_of(tensor))
+}
+
+/// An adapter of rank 1 that changes nothing.
+fn no_change(like: &Lora) -> Result<Lora, RunError> {
+    let (m, n) = like.shape();
+    Lora::new(Matrix::zeros(1, n), Matrix::zeros(m, 1), 1.0)
+        .map_err(|problem| RunError::Calibration(problem.to_string()))
 }
 
 fn module_of(tensor: &str) -> &str {

@@ -104,6 +104,11 @@ fn shortened(
         .collect()
 }
 
+/// Whether the base is a language model with an output head, by its class.
+pub(super) fn generates_text(base: &Model) -> bool {
+    matches!(task(base), Some("CAUSAL_LM" | "SEQ_2_SEQ_LM"))
+}
+
 /// PEFT's name of what the base is for, by its class.
 fn task(base: &Model) -> Option<&'static str> {
     let class = base.config_value("architectures")?.get(0)?.as_str()?;

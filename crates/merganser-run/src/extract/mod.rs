@@ -1,22 +1,23 @@
 //! From a fine-tune and its base to the PEFT adapter nearest to their difference.
 //!
-//! Every matrix of a linear layer is decomposed (`merganser_spectral::extract`), on its own and in `f64`; what is no such
-//! matrix and changed is saved whole. Directions that the rounding of the fine-tune's weights could have made are never
-//! written. What an adapter cannot carry is an error or a note, by name.
+//! Every matrix of a linear layer, and every convolution as a matrix of outputs × (inputs · kernel), is decomposed
+//! (`merganser_spectral::extract`), on its own and in `f64`; what is no such matrix and changed is saved whole. Directions
+//! that the rounding of the fine-tune's weights could have made are never written. What an adapter cannot carry is an
+//! error or a note, by name.
 
+mod changed;
 mod config;
+mod numbers;
 mod parts;
 mod report;
 mod spool;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use merganser_kernels::convert;
-use merganser_linalg::Matrix;
-use merganser_methods::CHUNK;
-use merganser_plan::{Model, kernel_float};
-use merganser_spectral::{Precision, Rounding};
+use merganser_plan::Model;
+use merganser_spectral::Rounding;
 pub use merganser_spectral::{Scale, Sketch, Truncation};
 use merganser_store::Dtype;
 use merganser_store::header::{self, TensorSpec};
@@ -25,11 +26,13 @@ use merganser_store::shard::ShardFile;
 use rayon::prelude::*;
 use serde_json::json;
 
-use self::config::{Contents, is_inside};
-pub use self::parts::Filter;
+use self::changed::Changed;
+use self::config::Contents;
+use self::numbers::{encode, encoded, layout, precision, stored};
+pub use self::parts::{Filter, Overrides};
 use self::parts::{Part, Parts, Piece};
 pub use self::report::{LoraReport, ModuleReport};
-use self::spool::{Place, Spool};
+use self::spool::{Outcome, Place, Spool};
 use crate::lanes::{affordable, in_lanes};
 use crate::{Event, Observer, RunError, updates};
 
@@ -52,6 +55,8 @@ pub struct ExtractLora<'a> {
     pub scale: Scale,
     /// Which modules are wanted.
     pub filter: Filter,
+    /// What is factored or saved otherwise than usual.
+    pub overrides: Overrides,
     /// Type of what is written; `None` takes that of each of the fine-tune's tensors.
     pub dtype: Option<Dtype>,
     /// Replace an adapter that is already there.
@@ -64,7 +69,8 @@ pub struct ExtractLora<'a> {
 ///
 /// # Errors
 /// Models that do not fit or are equal, values that are not finite, an output folder that holds something else, a budget
-/// too small for one matrix. The output folder is then as it was before.
+/// too small for one matrix. The output folder is then as it was before. What was finished when a run is interrupted, or
+/// fails over a file, is kept in the staging folder and reused by the next run of the same extraction.
 pub fn extract_lora(
     job: &ExtractLora<'_>,
     observer: &dyn Observer,
@@ -72,7 +78,7 @@ pub fn extract_lora(
     job.truncation
         .check()
         .map_err(|problem| spectral("", &problem))?;
-    let parts = parts::sort(job.fine, job.base, &job.filter)?;
+    let parts = parts::sort(job.fine, job.base, &job.filter, &job.overrides)?;
     let lanes = job.lanes(&parts)?;
     let changed = Changed::of(job, parts)?;
     let existed = job.out.exists();
@@ -85,106 +91,16 @@ pub fn extract_lora(
             staging.publish(&digest, &names.map(str::to_owned).into())?;
             Ok(report)
         }
-        Err(error) => {
-            // There is nothing in it that a later run could use. What went wrong first is what the user should read.
+        // No later run with these models can do better. What went wrong first is what the user should read.
+        Err(error @ RunError::Extract(_)) => {
             let _ = staging.discard();
             if !existed {
                 let _ = std::fs::remove_dir(job.out);
             }
             Err(error)
         }
+        Err(error) => Err(error),
     }
-}
-
-/// What differs between the models, as far as that is known without a decomposition.
-struct Changed {
-    /// Matrices of layers, changed or not.
-    matrices: Vec<Piece>,
-    /// Changed tensors to be saved whole.
-    whole: Vec<Piece>,
-    /// Changed biases of the layers of `matrices`.
-    biases: Vec<Piece>,
-    modules: BTreeSet<String>,
-    unchanged: usize,
-    left_out: usize,
-    notes: Vec<String>,
-}
-
-impl Changed {
-    fn of(job: &ExtractLora<'_>, parts: Parts) -> Result<Self, RunError> {
-        let (mut matrices, others): (Vec<Piece>, Vec<Piece>) = parts
-            .pieces
-            .into_iter()
-            .partition(|piece| piece.part == Part::Matrix);
-        let total = others.len();
-        let mut others = differing(job, others)?;
-        let mut unchanged = total - others.len();
-        refuse(job, &others)?;
-        // PEFT cannot adapt a layer inside a module that it saves whole.
-        let linear: BTreeSet<String> = matrices.iter().map(|piece| piece.module.clone()).collect();
-        let outer: BTreeSet<String> = others
-            .iter()
-            .filter(|piece| piece.part == Part::Whole || !linear.contains(&piece.module))
-            .map(|piece| piece.module.clone())
-            .collect();
-        let inside = |piece: &Piece| {
-            let module = &piece.module;
-            outer.contains(module) || outer.iter().any(|outer| is_inside(module, outer))
-        };
-        let (enclosed, rest): (Vec<Piece>, Vec<Piece>) = matrices.into_iter().partition(inside);
-        matrices = rest;
-        let total = enclosed.len();
-        let enclosed = differing(job, enclosed)?;
-        unchanged += total - enclosed.len();
-        others.extend(enclosed);
-        let linear: BTreeSet<&str> = matrices.iter().map(|piece| piece.module.as_str()).collect();
-        let (biases, whole) = others
-            .into_iter()
-            .partition(|piece| piece.part == Part::Bias && linear.contains(piece.module.as_str()));
-        Ok(Self {
-            matrices,
-            whole,
-            biases,
-            modules: parts.modules,
-            unchanged,
-            left_out: parts.left_out,
-            notes: parts.notes,
-        })
-    }
-}
-
-/// The pieces that are not the same in both models.
-fn differing(job: &ExtractLora<'_>, pieces: Vec<Piece>) -> Result<Vec<Piece>, RunError> {
-    let differs: Vec<bool> = pieces
-        .par_iter()
-        .map(|piece| job.differs(piece))
-        .collect::<Result<_, _>>()?;
-    let both = pieces.into_iter().zip(differs);
-    Ok(both
-        .filter_map(|(piece, differs)| differs.then_some(piece))
-        .collect())
-}
-
-/// Refuses changes that an adapter cannot carry.
-fn refuse(job: &ExtractLora<'_>, changed: &[Piece]) -> Result<(), RunError> {
-    let named = |bad: &dyn Fn(&Piece) -> bool| {
-        let names: Vec<String> = changed.iter().filter(|p| bad(p)).map(Piece::name).collect();
-        (!names.is_empty()).then(|| names.join(", "))
-    };
-    let advice = "leave it out with --exclude, or use `merganser extract task-vector`";
-    if let Some(names) = named(&|piece| piece.part == Part::Exact) {
-        return Err(RunError::Extract(format!(
-            "{} changed whole numbers or switches of {}: {names}; an adapter cannot carry them: {advice}",
-            job.fine.label, job.base.label
-        )));
-    }
-    if let Some(names) = named(&|piece| piece.module.is_empty()) {
-        return Err(RunError::Extract(format!(
-            "{} changed parameters that belong to no module: {names}; PEFT cannot save them: {advice}",
-            job.fine.label
-        )));
-    }
-    Ok(())
 }
 
 /// One tensor of the adapter's file and where its bytes come from.
@@ -195,6 +111,7 @@ struct Entry {
 
 enum Content {
     Spooled(Place),
+    Held(Vec<u8>),
     Saved(Piece),
 }
 
@@ -205,7 +122,7 @@ impl ExtractLora<'_> {
         let largest = parts
             .pieces
             .iter()
-            .filter(|piece| piece.part == Part::Matrix)
+            .filter(|piece| piece.has_factors())
             .map(|piece| {
                 let (m, n) = piece.extents();
                 (updates::bytes(m, n, rank), piece.name())
@@ -215,31 +132,6 @@ impl ExtractLora<'_> {
             Some((bytes, name)) => affordable(self.memory, bytes, &name),
             None => Ok(1),
         }
-    }
-
-    /// Whether a tensor is not the same in both models.
-    fn differs(&self, piece: &Piece) -> Result<bool, RunError> {
-        let Some(in_base) = &piece.base else {
-            return Ok(true);
-        };
-        if piece.part == Part::Exact {
-            let stored = |model: &Model, name: &str| {
-                let info = model.info(name).ok_or_else(|| RunError::Vanished {
-                    tensor: name.to_owned(),
-                    model: model.label.clone(),
-                })?;
-                Ok::<_, RunError>(model.checkpoint.read_all(info)?)
-            };
-            return Ok(stored(self.fine, &piece.fine)? != stored(self.base, in_base)?);
-        }
-        let extents = piece.extents();
-        let mut differs = false;
-        let mut other = updates::Reader::open(self.base, in_base)?;
-        updates::rows(self.fine, &piece.fine, extents, |_, values| {
-            differs |= other.next(values.len()).is_some_and(|base| base != values);
-        })?;
-        other.finish()?;
-        Ok(differs)
     }
 
     /// Writes everything into the staging folder.
@@ -252,14 +144,26 @@ impl ExtractLora<'_> {
     ) -> Result<(LoraReport, String), RunError> {
         let size =
             |piece: &Piece| (piece.shape.iter().product::<usize>() * piece.dtype.size()) as u64;
+        let spool = Spool::open(staging, &self.digest(changed))?;
+        let known: Vec<Option<Outcome>> = changed
+            .matrices
+            .par_iter()
+            .enumerate()
+            .map(|(number, piece)| spool.find(number, &piece.name(), self.bytes_of_rank(piece)))
+            .collect();
+        let pending: Vec<(usize, &Piece)> = changed
+            .matrices
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| known[*number].is_none())
+            .collect();
         observer.event(Event::Started {
-            tensors: changed.matrices.len(),
-            bytes: changed.matrices.iter().map(size).sum(),
-            reused: 0,
+            tensors: pending.len(),
+            bytes: pending.iter().map(|(_, piece)| size(piece)).sum(),
+            reused: known.len() - pending.len(),
         });
-        let spool = Spool::create(&staging.dir().join("spool"))?;
-        let results = in_lanes(&changed.matrices, lanes, |piece| {
-            let found = self.factors(piece, &spool)?;
+        let found = in_lanes(&pending, lanes, |&(number, piece)| {
+            let found = self.decompose(number, piece, &spool)?;
             let bytes = size(piece);
             observer.event(Event::Progress { bytes });
             observer.event(Event::Tensor {
@@ -268,6 +172,17 @@ impl ExtractLora<'_> {
             });
             Ok(found)
         })?;
+        let mut found = found.into_iter();
+        let outcomes = known
+            .into_iter()
+            .filter_map(|known| known.or_else(|| found.next()));
+        let results: Vec<_> = changed
+            .matrices
+            .iter()
+            .zip(outcomes)
+            .enumerate()
+            .map(|(number, (piece, outcome))| self.factors(number, piece, outcome))
+            .collect();
         let unchanged = results.iter().filter(|found| found.is_none()).count();
         let mut report = LoraReport {
             unchanged: changed.unchanged + unchanged,
@@ -292,21 +207,25 @@ impl ExtractLora<'_> {
         let mut saved: BTreeSet<&str> = BTreeSet::new();
         for piece in changed.whole.iter().chain(&changed.biases) {
             if piece.part == Part::Bias && ranks.contains_key(&piece.module) {
-                entries.push(self.bias(piece, &spool)?);
+                entries.push(self.bias(piece)?);
                 report.biases.push(piece.name());
                 continue;
             }
             saved.insert(&piece.module);
-            report.saved.push(piece.name());
-            entries.push(Entry {
-                spec: TensorSpec {
-                    name: format!("{PREFIX}{}", piece.name()),
-                    dtype: self.dtype_of(piece),
-                    shape: piece.shape.clone(),
-                },
-                content: Content::Saved(piece.clone()),
-            });
+            // A bias whose matrix has no factors takes it along.
+            let own = |matrix: &&Piece| piece.part == Part::Bias && matrix.module == piece.module;
+            let matrix = changed.matrices.iter().find(own);
+            for piece in std::iter::once(piece).chain(matrix) {
+                report.saved.push(piece.name());
+                entries.push(self.whole(piece));
+            }
         }
+        report.unchanged -= changed
+            .matrices
+            .iter()
+            .filter(|matrix| saved.contains(matrix.module.as_str()))
+            .filter(|matrix| report.modules.iter().all(|m| m.module != matrix.module))
+            .count();
         self.remark(&mut report, &ranks, changed);
         let contents = Contents {
             base: self.base,
@@ -326,12 +245,41 @@ impl ExtractLora<'_> {
         Ok((report, digest))
     }
 
-    /// The factors of one matrix and what they keep; `None` if it did not change.
-    fn factors(
-        &self,
-        piece: &Piece,
-        spool: &Spool,
-    ) -> Result<Option<(ModuleReport, Vec<Entry>)>, RunError> {
+    /// A digest of all that decides the factors.
+    fn digest(&self, changed: &Changed) -> String {
+        let mut text = format!(
+            "extract lora {} {} {} {:?} {:?} {:?}",
+            env!("CARGO_PKG_VERSION"),
+            self.fine.identity(),
+            self.base.identity(),
+            self.truncation,
+            self.scale,
+            self.dtype,
+        );
+        for piece in &changed.matrices {
+            text.push_str(&format!("\n{piece:?}"));
+        }
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// Outputs and inputs of the layer of a matrix.
+    fn extents(piece: &Piece) -> (usize, usize) {
+        let (rows, columns) = piece.extents();
+        if piece.transposed {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        }
+    }
+
+    /// Bytes that one direction takes in the factors of a matrix.
+    fn bytes_of_rank(&self, piece: &Piece) -> usize {
+        let (outputs, inputs) = Self::extents(piece);
+        (outputs + inputs) * self.dtype_of(piece).size()
+    }
+
+    /// Decomposes the change of one matrix and keeps its factors in the spool.
+    fn decompose(&self, number: usize, piece: &Piece, spool: &Spool) -> Result<Outcome, RunError> {
         let (rows, columns) = piece.extents();
         let in_base = piece.base.as_deref().unwrap_or(&piece.fine);
         // An adapter on top of the fine-tune is applied in single precision.
@@ -342,48 +290,92 @@ impl ExtractLora<'_> {
         let mut update = updates::update(fine, (self.base, in_base), (rows, columns), |row| {
             rounding.take(row);
         })?;
-        let norm = update.norm();
-        if norm == 0.0 {
-            return Ok(None);
+        let mut outcome = Outcome {
+            rank: 0,
+            norm: update.norm(),
+            error: 0.0,
+            energy: 0.0,
+        };
+        let mut factors = Vec::new();
+        if outcome.norm > 0.0 {
+            if piece.transposed {
+                update = update.transpose();
+            }
+            let found =
+                merganser_spectral::extract(&update, &self.truncation, rounding.norm(), self.scale)
+                    .map_err(|problem| spectral(&piece.fine, &problem))?;
+            let dtype = self.dtype_of(piece);
+            let (mut a, mut b) = (found.a, found.b);
+            if a.rows() > 0 {
+                let parts = layout(piece, Self::extents(piece), a.rows());
+                for ((part, _), factor) in parts.into_iter().zip([&mut a, &mut b]) {
+                    let name = format!("{PREFIX}{}.{part}", piece.module);
+                    let (bytes, rounded) = encoded(factor, dtype, &name)?;
+                    factors.push(bytes);
+                    *factor = rounded;
+                }
+            }
+            outcome.rank = a.rows();
+            outcome.energy = found.energy;
+            outcome.error = merganser_spectral::relative_error(&update, &a, &b);
         }
-        if piece.transposed {
-            update = update.transpose();
+        spool.put(number, &piece.name(), outcome, &factors)?;
+        Ok(outcome)
+    }
+
+    /// The tensors of one matrix and what they keep; `None` if it did not change.
+    fn factors(
+        &self,
+        number: usize,
+        piece: &Piece,
+        outcome: Outcome,
+    ) -> Option<(ModuleReport, Vec<Entry>)> {
+        if outcome.norm == 0.0 {
+            return None;
         }
-        let found =
-            merganser_spectral::extract(&update, &self.truncation, rounding.norm(), self.scale)
-                .map_err(|problem| spectral(&piece.fine, &problem))?;
+        let (outputs, inputs) = Self::extents(piece);
         let dtype = self.dtype_of(piece);
-        let rank = found.a.rows();
         let mut entries = Vec::new();
-        let (mut a, mut b) = (found.a, found.b);
-        if rank > 0 {
-            for (part, factor) in [("lora_A", &mut a), ("lora_B", &mut b)] {
-                let name = format!("{PREFIX}{}.{part}.weight", piece.module);
-                let (bytes, rounded) = encoded(factor, dtype, &name)?;
+        if outcome.rank > 0 {
+            let mut start = 0;
+            for (part, shape) in layout(piece, (outputs, inputs), outcome.rank) {
+                let len = (shape.iter().product::<usize>() * dtype.size()) as u64;
                 entries.push(Entry {
                     spec: TensorSpec {
-                        name,
+                        name: format!("{PREFIX}{}.{part}", piece.module),
                         dtype,
-                        shape: vec![factor.rows(), factor.cols()],
+                        shape,
                     },
-                    content: Content::Spooled(spool.put(&bytes)?),
+                    content: Content::Spooled(Place { number, start, len }),
                 });
-                *factor = rounded;
+                start += len;
             }
         }
         let report = ModuleReport {
             module: piece.module.clone(),
-            shape: [update.rows(), update.cols()],
-            rank,
-            norm,
-            error: merganser_spectral::relative_error(&update, &a, &b),
-            energy: found.energy,
+            shape: [outputs, inputs],
+            rank: outcome.rank,
+            norm: outcome.norm,
+            error: outcome.error,
+            energy: outcome.energy,
         };
-        Ok(Some((report, entries)))
+        Some((report, entries))
+    }
+
+    /// A tensor of the fine-tune, to be written as it is.
+    fn whole(&self, piece: &Piece) -> Entry {
+        Entry {
+            spec: TensorSpec {
+                name: format!("{PREFIX}{}", piece.name()),
+                dtype: self.dtype_of(piece),
+                shape: piece.shape.clone(),
+            },
+            content: Content::Saved(piece.clone()),
+        }
     }
 
     /// The change of a bias, as the bias of its layer's second factor.
-    fn bias(&self, piece: &Piece, spool: &Spool) -> Result<Entry, RunError> {
+    fn bias(&self, piece: &Piece) -> Result<Entry, RunError> {
         let in_base = piece.base.as_deref().unwrap_or(&piece.fine);
         let len = piece.extents().0;
         let update = updates::update(
@@ -401,7 +393,7 @@ impl ExtractLora<'_> {
                 dtype,
                 shape: vec![len],
             },
-            content: Content::Spooled(spool.put(&bytes)?),
+            content: Content::Held(bytes),
         })
     }
 
@@ -427,6 +419,7 @@ impl ExtractLora<'_> {
         for (entry, offset) in entries.iter().zip(layout.offsets) {
             match &entry.content {
                 Content::Spooled(place) => spool.copy(*place, &file, offset)?,
+                Content::Held(bytes) => file.write_at(offset, bytes)?,
                 Content::Saved(piece) => self.save(piece, entry.spec.dtype, &file, offset)?,
             }
         }
@@ -442,6 +435,10 @@ impl ExtractLora<'_> {
         file: &ShardFile,
         offset: u64,
     ) -> Result<(), RunError> {
+        if piece.part == Part::Exact {
+            let bytes = stored(self.fine, &piece.fine)?;
+            return Ok(file.write_at(offset, &bytes)?);
+        }
         let (rows, columns) = piece.extents();
         let mut result = Ok(());
         updates::rows(self.fine, &piece.fine, (rows, columns), |first, values| {
@@ -483,98 +480,11 @@ impl ExtractLora<'_> {
         Ok(blake3::hash(record.as_bytes()).to_hex().to_string())
     }
 
-    /// The text of the adapter's card.
-    fn card(&self, report: &LoraReport) -> String {
-        let label = &self.base.label;
-        let base = match crate::provenance::hub_ids(self.base).next() {
-            Some(id) => format!("base_model: {id}\n"),
-            None => String::new(),
-        };
-        format!(
-            "---\n{base}library_name: peft\ntags:\n- lora\n- merganser\n---\n# The difference of {} and {label}\n\nA LoRA \
-             adapter, extracted with merganser {}: {} modules of rank up to {}, relative error {:.3e}. What was kept of \
-             each module is in `merganser.json`.\n",
-            self.fine.label,
-            env!("CARGO_PKG_VERSION"),
-            report
-                .modules
-                .iter()
-                .filter(|module| module.rank > 0)
-                .count(),
-            report.rank,
-            report.error,
-        )
-    }
-
-    /// Why there is no adapter.
-    fn nothing(&self, changed: &Changed, report: &LoraReport) -> String {
-        let (fine, base) = (&self.fine.label, &self.base.label);
-        let more = if changed.left_out > 0 {
-            " among the modules that --include and --exclude leave"
-        } else {
-            ""
-        };
-        if !report.modules.is_empty() {
-            return format!(
-                "no direction of any changed matrix is kept{more}: they are no more than rounding, or below --sigma; there \
-                 is no adapter of rank 0"
-            );
-        }
-        let others: Vec<String> = changed
-            .whole
-            .iter()
-            .chain(&changed.biases)
-            .map(Piece::name)
-            .collect();
-        if others.is_empty() {
-            return format!("{fine} and {base} are equal{more}: there is nothing to extract");
-        }
-        format!(
-            "no matrix of a layer differs between {fine} and {base}{more}, only {} tensors that an adapter would save whole \
-             ({}): a LoRA adapter needs at least one matrix; use `merganser extract task-vector`",
-            others.len(),
-            others[..others.len().min(3)].join(", ")
-        )
-    }
-
-    /// Says what a user should know about the adapter.
-    fn remark(&self, report: &mut LoraReport, ranks: &BTreeMap<String, usize>, changed: &Changed) {
-        let lost: Vec<&str> = report
-            .modules
-            .iter()
-            .filter(|module| module.rank == 0)
-            .map(|module| module.module.as_str())
-            .collect();
-        if !lost.is_empty() {
-            report.notes.push(format!(
-                "nothing is kept of the changes of {}: they are no more than rounding, or below --sigma",
-                lost.join(", ")
-            ));
-        }
-        if !report.biases.is_empty() {
-            report.notes.push(format!(
-                "{} biases are carried as lora_B.bias, which PEFT reads from version 0.14 on",
-                report.biases.len()
-            ));
-            let biased = |module: &String| self.base.find(&format!("{module}.bias")).is_some();
-            if !ranks.keys().all(biased) {
-                report.notes.push(
-                    "some adapted layers have no bias in the base: PEFT runs such an adapter but cannot merge it into the \
-                     base; `merganser apply` can"
-                        .to_owned(),
-                );
-            }
-        }
-        if changed.left_out > 0 {
-            report.notes.push(format!(
-                "{} tensors were left out as --include and --exclude say, changed or not",
-                changed.left_out
-            ));
-        }
-    }
-
     /// The type in which something of a piece is written.
     fn dtype_of(&self, piece: &Piece) -> Dtype {
+        if piece.part == Part::Exact {
+            return piece.dtype;
+        }
         self.dtype.unwrap_or(match piece.dtype {
             // Factors have a wide range of values, and eight bits are too few for sums of products.
             Dtype::F8E4M3 | Dtype::F8E5M2 => Dtype::BF16,
@@ -589,50 +499,4 @@ fn spectral(tensor: &str, problem: &merganser_spectral::Error) -> RunError {
     } else {
         format!("tensor '{tensor}': {problem}")
     })
-}
-
-/// A matrix in the type in which it is stored, as bytes and as numbers.
-fn encoded(matrix: &Matrix, dtype: Dtype, name: &str) -> Result<(Vec<u8>, Matrix), RunError> {
-    let mut values = matrix.cast::<f32>().into_vec();
-    let bytes = encode(&values, dtype, name)?;
-    if let Some(kind) = kernel_float(dtype) {
-        convert::decode(kind, &bytes, &mut values);
-    }
-    let values = values.into_iter().map(f64::from).collect();
-    let rounded = Matrix::new(matrix.rows(), matrix.cols(), values)
-        .map_err(|error| RunError::Read(error.into()))?;
-    Ok((bytes, rounded))
-}
-
-fn encode(values: &[f32], dtype: Dtype, name: &str) -> Result<Vec<u8>, RunError> {
-    let kind = kernel_float(dtype).ok_or_else(|| RunError::NotFloat {
-        tensor: name.to_owned(),
-        dtype,
-    })?;
-    let mut bytes = vec![0; values.len() * dtype.size()];
-    for (values, out) in values
-        .chunks(CHUNK)
-        .zip(bytes.chunks_mut(CHUNK * dtype.size()))
-    {
-        convert::encode(kind, values, out);
-    }
-    if !convert::encoded_finite(kind, &bytes) {
-        return Err(RunError::Extract(format!(
-            "'{name}' holds values that {dtype} cannot hold; choose another type with --dtype"
-        )));
-    }
-    Ok(bytes)
-}
-
-/// The format in which a tensor's numbers are rounded.
-fn precision(dtype: Dtype) -> Precision {
-    let (digits, least) = match dtype {
-        Dtype::BF16 => (8, -126),
-        Dtype::F16 => (11, -14),
-        Dtype::F8E4M3 => (4, -6),
-        Dtype::F8E5M2 => (3, -14),
-        // Wider ones are read as single precision.
-        _ => (24, -126),
-    };
-    Precision { digits, least }
 }

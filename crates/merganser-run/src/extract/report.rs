@@ -7,7 +7,7 @@ use serde::Serialize;
 pub struct ModuleReport {
     /// Its path in the base.
     pub module: String,
-    /// Outputs and inputs.
+    /// Outputs and inputs; of a convolution, inputs · kernel.
     pub shape: [usize; 2],
     /// Rank of its factors; 0 if its update is no more than rounding, or below the threshold: nothing is written of it.
     pub rank: usize,

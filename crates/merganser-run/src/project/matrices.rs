@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use merganser_linalg::{Matrix, Real};
 use merganser_methods::{Settings, is_adapter_method};
 use merganser_model::{Kind, Layout, Weights};
-use merganser_plan::{Calibrated, Output, Plan, is_matrix_of_layer};
+use merganser_plan::{Calibrated, Model, Output, Plan, Task, is_matrix_of_layer};
 use merganser_projection::DataFree;
 use merganser_spectral::Merged;
 use merganser_store::adapter::Delta;
@@ -16,7 +16,9 @@ use serde_json::Value;
 use super::host::encoded;
 use super::tensors::Tensors;
 use super::{Projection, rules};
-use crate::adapters::{Method, OTHER_LAYOUT, all, factors, low_rank, seed_of};
+use crate::adapters::{
+    Method, OTHER_LAYOUT, all, averaged, factors, low_rank, merged_bias, seed_of,
+};
 use crate::execute::Work;
 use crate::{Event, RunError};
 
@@ -28,7 +30,10 @@ pub(super) fn claimed(plan: &Plan, calibrated: &Calibrated) -> BTreeSet<String> 
     if is_adapter_method(calibrated.info.name) {
         return plan
             .tensors()
-            .filter(|output| rank_of_factors(plan, calibrated, &output.name).is_some())
+            .filter(|output| {
+                rank_of_factors(plan, calibrated, &output.name).is_some()
+                    || adds_bias(plan, calibrated, &output.name)
+            })
             .map(|output| output.name.clone())
             .collect();
     }
@@ -36,6 +41,13 @@ pub(super) fn claimed(plan: &Plan, calibrated: &Calibrated) -> BTreeSet<String> 
         .filter(|output| is_matrix_of_layer(output))
         .map(|output| output.name.clone())
         .collect()
+}
+
+/// Whether an adapter of a task adds to the bias `tensor` (`lora_bias`).
+fn adds_bias(plan: &Plan, calibrated: &Calibrated, tensor: &str) -> bool {
+    let deltas = |task: &Task| plan.models[task.model].deltas(tensor);
+    let mut all = calibrated.tasks.iter().flat_map(deltas);
+    all.any(|delta| matches!(delta, Delta::Add { .. }))
 }
 
 /// The largest rank of the updates that the tasks' adapters add to a tensor, if any does.
@@ -68,7 +80,11 @@ pub(super) fn merge(
         let settings = output.calibrated.as_ref();
         if is_adapter_method(calibrated.info.name) {
             let settings = settings.unwrap_or(&calibrated.settings);
-            let values = by_factors(projection, tensors, output, settings)?;
+            let values = if adds_bias(projection.plan, calibrated, &output.name) {
+                shifted(projection, tensors, output, settings)?
+            } else {
+                by_factors(projection, tensors, output, settings)?
+            };
             return work.put(output, &encoded(output, &values)?);
         }
         let method = rules::data_free(calibrated.info, settings.unwrap_or(&calibrated.settings));
@@ -80,6 +96,16 @@ pub(super) fn merge(
         work.put(output, &encoded(output, &values?)?)
     };
     outputs.par_iter().with_max_len(1).try_for_each(one)?;
+    let averages = |output: &&&Output| {
+        let settings = output.calibrated.as_ref().unwrap_or(&calibrated.settings);
+        is_adapter_method(calibrated.info.name)
+            && adds_bias(projection.plan, calibrated, &output.name)
+            && Method::new(calibrated.info, settings).averages_biases()
+    };
+    let biases = outputs.iter().filter(averages).count();
+    if biases > 0 {
+        work.observer.event(Event::Remark(&averaged(biases)));
+    }
     let remarks = remarks.into_inner().unwrap_or_else(PoisonError::into_inner);
     for remark in remarks.texts(calibrated.info.name, outputs.len()) {
         work.observer.event(Event::Remark(&remark));
@@ -177,14 +203,9 @@ fn by_factors(
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     let adapters = all(found).map_err(|problem| failed(&problem))?;
-    let inputs = output.inputs();
     let weights: Vec<f64> = tasks
         .iter()
-        .map(|task| {
-            let number = inputs.iter().position(|input| input.model == task.model);
-            let weight = number.and_then(|i| settings.input_float(i, "weight"));
-            weight.unwrap_or(1.0)
-        })
+        .map(|task| weight(output, settings, task))
         .collect();
     let update = Method::new(projection.calibrated.info, settings)
         .merge(&adapters, &weights, seed_of(plan.seed, &output.name))
@@ -207,6 +228,43 @@ fn by_factors(
         .zip(update.as_slice())
         .map(|(w, x)| (f64::from(*w) + x) as f32)
         .collect())
+}
+
+/// The bias of the base with the merged change of the adapters.
+fn shifted(
+    projection: &Projection<'_>,
+    tensors: &Tensors<'_>,
+    output: &Output,
+    settings: &Settings,
+) -> Result<Vec<f32>, RunError> {
+    let plan = projection.plan;
+    let base = plan
+        .base
+        .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
+    let base = values(&tensors.of_model(base), output)?;
+    let tasks: Vec<(&Model, f64)> = projection
+        .calibrated
+        .tasks
+        .iter()
+        .map(|task| (&plan.models[task.model], weight(output, settings, task)))
+        .collect();
+    let method = Method::new(projection.calibrated.info, settings);
+    let seed = seed_of(plan.seed, &output.name);
+    let change = merged_bias(&tasks, &output.name, &method, seed)?;
+    let change = change.map_or_else(|| vec![0.0; base.len()], Matrix::into_vec);
+    Ok(base
+        .iter()
+        .zip(change)
+        .map(|(b, x)| (f64::from(*b) + x) as f32)
+        .collect())
+}
+
+/// The weight that the recipe gives a task in a tensor.
+fn weight(output: &Output, settings: &Settings, task: &Task) -> f64 {
+    let inputs = output.inputs();
+    let number = inputs.iter().position(|input| input.model == task.model);
+    let weight = number.and_then(|i| settings.input_float(i, "weight"));
+    weight.unwrap_or(1.0)
 }
 
 fn merged<T: Real>(

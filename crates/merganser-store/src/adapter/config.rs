@@ -71,6 +71,18 @@ pub enum AdapterError {
         /// Rank by the config.
         rank: usize,
     },
+    /// A bias of B that does not fit it.
+    #[error(
+        "module `{module}`: `lora_B.bias` is {found:?}, and B has {outputs} outputs; expected [{outputs}]"
+    )]
+    Bias {
+        /// The module.
+        module: String,
+        /// Shape of the bias.
+        found: Vec<usize>,
+        /// Outputs of B.
+        outputs: usize,
+    },
     /// There is nothing in the adapter.
     #[error("it holds no tensors")]
     Empty,

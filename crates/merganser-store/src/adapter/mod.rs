@@ -238,7 +238,6 @@ fn deltas(
                 push(module, parameter, Delta::Replace((*tensor).clone()));
             }
         }
-        let mut factors = 0;
         for (first, second, embedding) in [
             (Part::A, Part::B, false),
             (Part::EmbeddingA, Part::EmbeddingB, true),
@@ -254,7 +253,6 @@ fn deltas(
                 (None, Some(_)) => return Err(unpaired(second, first)),
                 (None, None) => continue,
             };
-            factors += 1;
             let transposed = embedding || config.fan_in_fan_out;
             push(
                 module,
@@ -263,13 +261,14 @@ fn deltas(
             );
         }
         if let Some(bias) = parts.get(&Part::BiasOfB) {
-            if factors == 0 {
+            let Some(b) = parts.get(&Part::B) else {
                 return Err(AdapterError::Unpaired {
                     module: module.clone(),
                     found: Part::BiasOfB.stored_name(),
                     missing: Part::B.stored_name(),
                 });
-            }
+            };
+            check_bias(module, bias, b.shape[0])?;
             let (_, scale) = config.rank_and_scale(module);
             push(
                 module,
@@ -315,14 +314,8 @@ fn low_rank(
             rank,
         });
     }
-    for factor in [a, b] {
-        if !factor.dtype.is_float() {
-            return Err(AdapterError::Unsupported(format!(
-                "factor `{}` is {}, not a floating-point tensor",
-                factor.name, factor.dtype
-            )));
-        }
-    }
+    check_float(a)?;
+    check_float(b)?;
     Ok(Delta::LowRank {
         a: a.clone(),
         b: b.clone(),
@@ -330,6 +323,27 @@ fn low_rank(
         scale,
         transposed,
     })
+}
+
+fn check_bias(module: &str, bias: &TensorInfo, outputs: usize) -> Result<(), AdapterError> {
+    if bias.shape != [outputs] {
+        return Err(AdapterError::Bias {
+            module: module.to_owned(),
+            found: bias.shape.clone(),
+            outputs,
+        });
+    }
+    check_float(bias)
+}
+
+fn check_float(factor: &TensorInfo) -> Result<(), AdapterError> {
+    if factor.dtype.is_float() {
+        return Ok(());
+    }
+    Err(AdapterError::Unsupported(format!(
+        "factor `{}` is {}, not a floating-point tensor",
+        factor.name, factor.dtype
+    )))
 }
 
 #[cfg(test)]

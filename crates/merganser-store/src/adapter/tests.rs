@@ -201,6 +201,10 @@ fn a_bias_of_b_is_added_with_the_same_scale() {
         [Delta::Add { scale: 2.0, .. }]
     ));
     assert!(refusal("", &[(&bias, &[5])]).contains("has `lora_B.bias` but no `lora_B`"));
+    for shape in [&[4][..], &[5, 1]] {
+        let said = refusal("", &[first, second, (&bias, shape)]);
+        assert!(said.contains("B has 5 outputs; expected [5]"), "{said}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use merganser::recipe::FloatType;
-use merganser::run::extract::{Filter, LoraReport, Scale, Sketch, Truncation};
+use merganser::run::extract::{Filter, LoraReport, Overrides, Scale, Sketch, Truncation};
 use merganser::store::Dtype;
 use merganser::{Failure, LoraOptions, MergeOptions};
 use serde_json::json;
@@ -35,7 +35,7 @@ pub(crate) enum What {
 /// Extract an adapter.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32\n  merganser extract lora fine-tune/ base/ -o adapter/ --energy 0.95      as many directions as that takes, in every module\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32 --randomized      for large matrices\n  merganser extract lora fine-tune/ base/ -o adapter/ --exclude 'mlp'\n\nSeveral limits together keep what all of them allow. Directions that are no more than the rounding of the fine-tune's\nweights are never kept."
+    after_help = "Examples:\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32\n  merganser extract lora fine-tune/ base/ -o adapter/ --energy 0.95      as many directions as that takes, in every module\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32 --randomized      for large matrices\n  merganser extract lora fine-tune/ base/ -o adapter/ --exclude 'mlp'\n  merganser extract lora fine-tune/ base/ -o adapter/ --embed-lora --save-module lm_head\n\nSeveral limits together keep what all of them allow. Directions that are no more than the rounding of the fine-tune's\nweights are never kept."
 )]
 pub(crate) struct Lora {
     /// The fine-tuned model: a folder, a Hub id, base+adapter
@@ -63,6 +63,12 @@ pub(crate) struct Lora {
     /// No modules in whose path this regular expression is found (may be repeated)
     #[arg(long, short, value_name = "REGEX", alias = "exclude-regex")]
     pub(crate) exclude: Vec<String>,
+    /// Give embeddings and the output head factors too, instead of saving them whole
+    #[arg(long)]
+    pub(crate) embed_lora: bool,
+    /// Save this module whole, changed or not, and whatever -i and -e say: its path or the last word of it (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) save_module: Vec<String>,
     /// Type of what is written, such as bfloat16 [default: that of the fine-tune]
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     pub(crate) dtype: Option<Dtype>,
@@ -130,6 +136,10 @@ fn extract_lora(arguments: &Lora, memory: u64, output: &Output) -> Result<(), Fa
             Scale::Shared
         },
         filter: Filter::new(&arguments.include, &arguments.exclude)?,
+        overrides: Overrides {
+            embeddings: arguments.embed_lora,
+            save: arguments.save_module.clone(),
+        },
         dtype: arguments.dtype,
         overwrite: arguments.overwrite,
         memory,

@@ -1,6 +1,7 @@
 //! `merganser merge`: from a recipe to a model.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::io::Read;
 use std::path::Path;
 
@@ -114,6 +115,7 @@ fn adapter(
             "out": out.to_string_lossy(),
             "method": done.method,
             "ranks": done.ranks.iter().cloned().collect::<BTreeMap<_, _>>(),
+            "biases": done.biases,
             "saved": done.saved,
             "output_bytes": done.bytes,
             "seconds": seconds,
@@ -126,12 +128,17 @@ fn adapter(
         (Some(least), Some(most)) if least < most => format!("ranks {least} to {most}"),
         (_, most) => format!("rank {}", most.unwrap_or(0)),
     };
-    let saved = match done.saved {
-        0 => String::new(),
-        n => format!(" and {n} tensors that are saved whole"),
-    };
+    let mut more = String::new();
+    for (count, what) in [
+        (done.biases, "biases of B"),
+        (done.saved, "tensors that are saved whole"),
+    ] {
+        if count > 0 {
+            let _ = write!(more, " and {count} {what}");
+        }
+    }
     output.note(&format!(
-        "merged adapters of {} modules ({rank}){saved} by {} into the adapter {} ({}) in {seconds:.1} s",
+        "merged adapters of {} modules ({rank}){more} by {} into the adapter {} ({}) in {seconds:.1} s",
         done.ranks.len(),
         done.method,
         out.display(),

@@ -72,6 +72,9 @@ fn adapter_text(planned: &PlannedAdapter) -> String {
         let ranks: Vec<String> = matrix.ranks.iter().map(usize::to_string).collect();
         let _ = writeln!(text, "  {}  {}", matrix.tensor, ranks.join(" "));
     }
+    if planned.biases > 0 {
+        let _ = writeln!(text, "{} biases of B", planned.biases);
+    }
     text
 }
 
@@ -86,6 +89,7 @@ fn adapter_json(planned: &PlannedAdapter) -> Value {
         "output": "adapter",
         "adapters": planned.adapters,
         "ranks": matrices,
+        "biases": planned.biases,
         "notes": planned.notes,
     })
 }

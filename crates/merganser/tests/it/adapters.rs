@@ -302,6 +302,72 @@ fn what_is_written_does_not_depend_on_threads_or_memory() {
 }
 
 #[test]
+fn an_interrupted_extraction_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let names: Vec<String> = (0..40).map(|i| format!("layers.{i}.fc.weight")).collect();
+    let shape: &[usize] = &[220, 200];
+    // One of them does not change.
+    let rank = |name: &str| if name.contains(".7.") { 0 } else { 9 };
+    let mut tensors: Vec<(&str, &[usize], usize)> = names
+        .iter()
+        .map(|name| (name.as_str(), shape, rank(name)))
+        .collect();
+    tensors.push(("norm.weight", &[30], 1));
+    changed_pair(dir.path(), 11, &tensors);
+    let args = |out: &'static str, rank: &'static str| {
+        let fixed = ["extract", "lora", "fine", "base", "-o", out, "--rank", rank];
+        [&fixed[..], &["-j", "2", "--json"]].concat()
+    };
+    let begin = |out: &'static str| {
+        let mut command = program::merganser();
+        command.current_dir(dir.path()).args(args(out, "12"));
+        let folder = dir.path().join(out);
+        assert!(
+            program::interrupt(command, || program::finished_tensors(&folder) >= 6),
+            "the extraction was over before it could be killed"
+        );
+        assert_eq!(models::names(&folder), [".partial-merganser"]);
+        let done = program::finished_tensors(&folder);
+        assert!((6..40).contains(&done), "{done} matrices were finished");
+        done
+    };
+    let reused = |out: &'static str, rank: &'static str| {
+        let events = merganser(dir.path(), &args(out, rank)).done().events();
+        let started = events.iter().find(|event| event["event"] == "started");
+        let started = started.expect("an event").clone();
+        let count = |key: &str| started[key].as_u64().expect("a number") as usize;
+        assert_eq!(count("tensors") + count("reused"), 40);
+        count("reused")
+    };
+    assert_eq!(reused("whole", "12"), 0);
+    let done = begin("cut");
+    assert_eq!(reused("cut", "12"), done);
+    let all = |out: &str| {
+        let folder = dir.path().join(out);
+        let names = models::names(&folder);
+        let read = |name: &String| fs::read(folder.join(name)).expect("a file");
+        names
+            .iter()
+            .map(|name| (name.clone(), read(name)))
+            .collect::<Vec<_>>()
+    };
+    assert!(all("whole") == all("cut"), "the files differ");
+
+    // What was damaged is made again, what belongs to other settings too.
+    let done = begin("torn");
+    let factors = dir.path().join("torn/.partial-merganser/factors");
+    let torn = models::names(&factors)[0].clone();
+    let mut bytes = fs::read(factors.join(&torn)).expect("factors");
+    bytes[60] ^= 4;
+    fs::write(factors.join(&torn), bytes).expect("a file");
+    assert_eq!(reused("torn", "12"), done - 1);
+    assert!(all("whole") == all("torn"), "the files differ");
+    begin("other");
+    assert_eq!(reused("other", "3"), 0);
+    assert_eq!(config_of(&dir.path().join("other"))["r"], 3);
+}
+
+#[test]
 fn modules_are_chosen_by_expressions() {
     let dir = tempfile::tempdir().expect("a folder");
     low_rank_pair(dir.path(), 5, Dtype::F32, |_| 2);
@@ -329,6 +395,323 @@ fn modules_are_chosen_by_expressions() {
         event["notes"]
             .to_string()
             .contains("left out as --include and --exclude say")
+    );
+}
+
+/// Writes two models of the given tensors: `base`, and `fine` with an update of the given rank in each of them, as matrices
+/// of outputs × all else. A tensor without dimensions is a whole number, the same in both.
+fn changed_pair(folder: &Path, seed: u64, tensors: &[(&str, &[usize], usize)]) {
+    let mut random = Random::new(seed);
+    let (mut base, mut fine) = (Vec::new(), Vec::new());
+    for (name, shape, rank) in tensors {
+        let Some((&m, rest)) = shape.split_first() else {
+            base.push((*name, Dtype::I64, vec![], vec![7.0]));
+            fine.push((*name, Dtype::I64, vec![], vec![7.0]));
+            continue;
+        };
+        let weights = random.normals(shape.iter().product(), 0.05);
+        let mut changed = weights.clone();
+        let n: usize = rest.iter().product();
+        for _ in 0..*rank {
+            let (u, v) = (random.normals(m, 0.05), random.normals(n, 0.05));
+            for (k, x) in changed.iter_mut().enumerate() {
+                *x += u[k / n] * v[k % n];
+            }
+        }
+        base.push((*name, Dtype::F32, shape.to_vec(), weights));
+        fine.push((*name, Dtype::F32, shape.to_vec(), changed));
+    }
+    let config = json!({ "model_type": "mine" });
+    checkpoint::write(&folder.join("base"), &config, &base);
+    checkpoint::write(&folder.join("fine"), &config, &fine);
+}
+
+#[test]
+fn a_module_is_saved_with_all_that_is_in_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    changed_pair(
+        dir.path(),
+        5,
+        &[
+            ("bn.bias", &[6], 0),
+            ("bn.num_batches_tracked", &[], 0),
+            ("bn.running_mean", &[6], 0),
+            ("bn.weight", &[6], 1),
+            ("emb.cls_token", &[1, 1, 6], 1),
+            ("emb.proj.bias", &[6], 0),
+            ("emb.proj.weight", &[6, 5], 0),
+            ("fc1.weight", &[4, 6], 2),
+            ("fc2.bias", &[4], 1),
+            ("fc2.weight", &[4, 6], 0),
+            ("norm.weight", &[6], 0),
+        ],
+    );
+    let args = ["extract", "lora", "fine", "base", "-o", "out", "--json"];
+    let event = merganser(dir.path(), &args).done().events().pop();
+    let event = event.expect("an event");
+    // PEFT looks for every tensor of a saved module.
+    let names = [
+        "bn.bias",
+        "bn.num_batches_tracked",
+        "bn.running_mean",
+        "bn.weight",
+        "emb.cls_token",
+        "emb.proj.bias",
+        "emb.proj.weight",
+        "fc2.bias",
+        "fc2.weight",
+    ];
+    let mut saved: Vec<String> = serde_json::from_value(event["saved"].clone()).expect("a list");
+    saved.sort();
+    assert_eq!(saved, names);
+    assert_eq!(event["unchanged"], 1);
+    let config = config_of(&dir.path().join("out"));
+    assert_eq!(config["modules_to_save"], json!(["bn", "emb", "fc2"]));
+    assert!(
+        !event["notes"]
+            .to_string()
+            .contains("is saved whole without")
+    );
+    let args = [
+        "extract", "lora", "fine", "base", "-o", "half", "-e", "emb.proj", "--json",
+    ];
+    let half = merganser(dir.path(), &args).done().events().pop();
+    let notes = half.expect("an event")["notes"].to_string();
+    assert!(
+        notes.contains("'emb' is saved whole without 'emb.proj'"),
+        "{notes}"
+    );
+    merganser(dir.path(), &["apply", "base", "out", "-o", "again"]).done();
+    let [again, fine, base] = ["again", "fine", "base"].map(|x| models::read(&dir.path().join(x)));
+    assert!(off(&again, &fine, &base, |_| true) < 1e-6);
+}
+
+/// Outputs and inputs of a module, as a finished extraction reports them.
+fn shape_of(event: &Value, module: &str) -> Value {
+    let modules = event["modules"].as_array().expect("a list");
+    let found = modules.iter().find(|found| found["module"] == module);
+    found.expect("a module")["shape"].clone()
+}
+
+#[test]
+fn convolutions_come_back_as_factors_of_kernels() {
+    let dir = tempfile::tempdir().expect("a folder");
+    changed_pair(
+        dir.path(),
+        3,
+        &[
+            ("stem.conv.weight", &[6, 3, 2, 2], 2),
+            ("stem.conv.bias", &[6], 1),
+            ("enc.conv1.weight", &[5, 4, 3], 3),
+            ("video.proj.weight", &[4, 3, 2, 2, 2], 1),
+            ("blocks.0.dwconv.weight", &[6, 1, 3, 3], 1),
+            ("blocks.0.same.conv.weight", &[2, 2, 3, 3], 0),
+            ("blocks.0.fc.weight", &[4, 6], 2),
+        ],
+    );
+    let args = ["extract", "lora", "fine", "base", "-o", "out", "--json"];
+    let event = merganser(dir.path(), &args).done().events().pop();
+    let event = event.expect("an event");
+    let found = adapter(&dir.path().join("out"));
+    let shapes: Vec<(&str, &[usize])> = found
+        .iter()
+        .map(|(name, tensor)| {
+            let name = name.strip_prefix("base_model.model.").expect("a prefix");
+            (name, tensor.shape.as_slice())
+        })
+        .collect();
+    let expected: [(&str, &[usize]); 10] = [
+        ("blocks.0.dwconv.weight", &[6, 1, 3, 3]),
+        ("blocks.0.fc.lora_A.weight", &[2, 6]),
+        ("blocks.0.fc.lora_B.weight", &[4, 2]),
+        ("enc.conv1.lora_A.weight", &[3, 4, 3]),
+        ("enc.conv1.lora_B.weight", &[5, 3, 1]),
+        ("stem.conv.lora_A.weight", &[2, 3, 2, 2]),
+        ("stem.conv.lora_B.bias", &[6]),
+        ("stem.conv.lora_B.weight", &[6, 2, 1, 1]),
+        ("video.proj.lora_A.weight", &[1, 3, 2, 2, 2]),
+        ("video.proj.lora_B.weight", &[4, 1, 1, 1, 1]),
+    ];
+    assert_eq!(shapes, expected);
+    let config = config_of(&dir.path().join("out"));
+    assert_eq!(config["r"], 3);
+    assert_eq!(config["rank_pattern"]["stem.conv"], 2);
+    assert_eq!(config["modules_to_save"], json!(["dwconv"]));
+    let error = event["relative_error"].as_f64().expect("a number");
+    assert!(error < 1e-6, "{event}");
+    assert_eq!(shape_of(&event, "enc.conv1"), json!([5, 12]));
+    let notes = event["notes"].to_string();
+    assert!(
+        notes.contains("the factors of enc.conv1, stem.conv, video.proj are those of convolutions"),
+        "{notes}"
+    );
+    merganser(dir.path(), &["apply", "base", "out", "-o", "again"]).done();
+    let [again, fine, base] = ["again", "fine", "base"].map(|x| models::read(&dir.path().join(x)));
+    assert!(off(&again, &fine, &base, |_| true) < 1e-6);
+}
+
+#[test]
+fn embeddings_and_heads_get_factors_if_asked_for() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let up = "model.layers.1.mlp.up_proj.weight";
+    changed_pair(
+        dir.path(),
+        8,
+        &[
+            ("model.embed_tokens.weight", &[50, 24], 3),
+            ("model.layers.0.self_attn.q_proj.weight", &[24, 24], 1),
+            ("model.layers.0.mlp.up_proj.weight", &[48, 24], 0),
+            (up, &[48, 24], 0),
+            ("model.norm.weight", &[24], 0),
+            ("lm_head.weight", &[50, 24], 2),
+        ],
+    );
+    let extract = |out: &str, options: &[&str]| {
+        let args = [
+            &["extract", "lora", "fine", "base", "-o", out, "--json"],
+            options,
+        ]
+        .concat();
+        let event = merganser(dir.path(), &args).done().events().pop();
+        event.expect("an event")
+    };
+    let event = extract("out", &["--embed-lora"]);
+    let found = adapter(&dir.path().join("out"));
+    let shape = |name: &str| found[&format!("base_model.model.{name}")].shape.clone();
+    assert_eq!(shape("model.embed_tokens.lora_embedding_A"), [3, 50]);
+    assert_eq!(shape("model.embed_tokens.lora_embedding_B"), [24, 3]);
+    assert_eq!(shape("lm_head.lora_A.weight"), [2, 24]);
+    assert_eq!(shape("lm_head.lora_B.weight"), [50, 2]);
+    let config = config_of(&dir.path().join("out"));
+    assert_eq!(config["modules_to_save"], Value::Null);
+    assert_eq!(config["r"], 3);
+    assert_eq!(
+        config["target_modules"],
+        json!(["embed_tokens", "lm_head", "q_proj"])
+    );
+    assert_eq!(event["saved"], json!([]));
+    assert_eq!(shape_of(&event, "model.embed_tokens"), json!([24, 50]));
+    merganser(dir.path(), &["apply", "base", "out", "-o", "again"]).done();
+    let [again, fine, base] = ["again", "fine", "base"].map(|x| models::read(&dir.path().join(x)));
+    assert!(off(&again, &fine, &base, |_| true) < 1e-5);
+    // Merges of adapters and recipes read what was written.
+    let recipe = "merge_method: peft\noutput: adapter\nmodels:\n  - model: ./out\n";
+    fs::write(dir.path().join("recipe.yml"), recipe).expect("a recipe");
+    merganser(dir.path(), &["merge", "recipe.yml", "merged"]).done();
+
+    // Modules by name: changed or not, and whatever the filter says.
+    let event = extract(
+        "saved",
+        &[
+            "--embed-lora",
+            "--save-module",
+            "lm_head",
+            "--save-module",
+            "model.layers.1.mlp.up_proj",
+            "-i",
+            "q_proj|embed",
+        ],
+    );
+    assert_eq!(event["saved"], json!(["lm_head.weight", up]));
+    let config = config_of(&dir.path().join("saved"));
+    assert_eq!(
+        config["modules_to_save"],
+        json!(["lm_head", "model.layers.1.mlp.up_proj"])
+    );
+    merganser(dir.path(), &["apply", "base", "saved", "-o", "from-saved"]).done();
+    let again = models::read(&dir.path().join("from-saved"));
+    assert!(off(&again, &fine, &base, |_| true) < 1e-5);
+    let args = ["extract", "lora", "fine", "base", "-o", "none"];
+    let said = merganser(
+        dir.path(),
+        &[&args[..], &["--save-module", "proj"]].concat(),
+    )
+    .refused();
+    assert!(
+        said.stderr
+            .contains("base has no module 'proj' to be saved whole"),
+        "{}",
+        said.stderr
+    );
+    // PEFT loads no biases of second factors beside factors of embeddings.
+    let (fine, base) = (input("bert-ft1"), input("bert-base"));
+    let (fine, base) = (fine.to_string_lossy(), base.to_string_lossy());
+    let args = [
+        "extract",
+        "lora",
+        &*fine,
+        &*base,
+        "-o",
+        "none",
+        "--embed-lora",
+    ];
+    let said = merganser(dir.path(), &args).refused();
+    assert!(
+        said.stderr.contains("leave out --embed-lora"),
+        "{}",
+        said.stderr
+    );
+    assert!(!dir.path().join("none").exists());
+}
+
+#[test]
+fn a_head_tied_to_a_changed_embedding_is_remarked_on() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (fine, base) = (input("llama64-bf16-ft1"), input("llama64-bf16-base"));
+    let (fine, base) = (fine.to_string_lossy(), base.to_string_lossy());
+    for (options, expected) in [
+        (&[][..], true),
+        (&["--embed-lora"], true),
+        (&["-e", "embed"], false),
+    ] {
+        let args = [
+            &[
+                "extract",
+                "lora",
+                &*fine,
+                &*base,
+                "-o",
+                "out",
+                "--overwrite",
+                "--json",
+            ],
+            options,
+        ]
+        .concat();
+        let event = merganser(dir.path(), &args).done().events().pop();
+        let notes = event.expect("an event")["notes"].to_string();
+        assert_eq!(
+            notes.contains("tie their output head to 'model.embed_tokens.weight'"),
+            expected,
+            "{notes}"
+        );
+    }
+    let args = [
+        "extract",
+        "lora",
+        &*fine,
+        &*base,
+        "-o",
+        "both",
+        "--save-module",
+        "lm_head",
+        "--json",
+    ];
+    let event = merganser(dir.path(), &args).done().events().pop();
+    let event = event.expect("an event");
+    assert!(event["saved"].to_string().contains("lm_head.weight"));
+    assert!(
+        !event["notes"].to_string().contains("tie their output head"),
+        "{event}"
+    );
+    let saved = adapter(&dir.path().join("both"));
+    let of = |name: &str| &saved[&format!("base_model.model.{name}.weight")];
+    assert_eq!(of("lm_head"), of("model.embed_tokens"));
+    merganser(dir.path(), &["apply", &base, "both", "-o", "untied"]).done();
+    let untied = models::read(&dir.path().join("untied"));
+    assert_eq!(
+        untied["lm_head.weight"],
+        untied["model.embed_tokens.weight"]
     );
 }
 

@@ -341,6 +341,249 @@ fn adapters_of_convolutions_and_embeddings_are_merged_and_applied() {
     assert!(distance(dir, "applied", "model") < 1e-5);
 }
 
+/// A base of one layer of 3 outputs and 2 inputs, with a bias or not, and two adapters of it with `lora_bias` and α/r = 2
+/// and −2: the bases are `base` and `plain`, the adapters `one` and `two`; `bare` is `two` without a bias.
+fn biased(dir: &Path) {
+    const DELTA: Made<'_> = ("base_model.model.fc.lora_A.weight", &[1, 2], |i| {
+        1.0 + i as f32
+    });
+    const B: Made<'_> = ("base_model.model.fc.lora_B.weight", &[3, 1], |i| i as f32);
+    let own: [Made<'_>; 2] = [
+        ("base_model.model.fc.lora_B.bias", &[3], |i| 1.0 + i as f32),
+        ("base_model.model.fc.lora_B.bias", &[3], |i| {
+            [4.0, -1.0, 0.5][i]
+        }),
+    ];
+    let matrix: Made<'_> = ("fc.weight", &[3, 2], |i| i as f32);
+    let bias: Made<'_> = ("fc.bias", &[3], |i| 10.0 * i as f32);
+    for (name, tensors) in [("base", &[matrix, bias][..]), ("plain", &[matrix])] {
+        fs::create_dir(dir.join(name)).expect("a folder");
+        fs::write(
+            dir.join(name).join("config.json"),
+            r#"{"model_type": "mine"}"#,
+        )
+        .expect("a config");
+        written(&dir.join(name).join("model.safetensors"), tensors);
+    }
+    for (name, alpha, tensors) in [
+        ("one", 2, &[DELTA, B, own[0]][..]),
+        ("two", -2, &[DELTA, B, own[1]]),
+        ("bare", -2, &[DELTA, B]),
+    ] {
+        fs::create_dir(dir.join(name)).expect("a folder");
+        let config = json!({
+            "peft_type": "LORA", "r": 1, "lora_alpha": alpha, "target_modules": ["fc"],
+            "lora_bias": tensors.len() == 3,
+        });
+        fs::write(
+            dir.join(name).join("adapter_config.json"),
+            config.to_string(),
+        )
+        .expect("a config");
+        written(&dir.join(name).join("adapter_model.safetensors"), tensors);
+    }
+}
+
+#[test]
+fn biases_of_second_factors_are_merged_like_vectors() {
+    // What the adapters add to the bias: 2·(1, 2, 3) and −2·(4, −1, 0.5); weights 1 and 0.5.
+    for (head, change) in [
+        (
+            "core_space\nparameters: {inner: ta, alpha: 0.5}",
+            [-1.0, 2.5, 2.75],
+        ),
+        ("core_space\nparameters: {inner: mean}", [-1.0, 2.5, 2.75]),
+        ("core_space", [-1.0, 2.5, 2.75]),
+        (
+            "core_space\nparameters: {inner: ties, density: 1}",
+            [-4.0, 2.5, 6.0],
+        ),
+        (
+            "peft\nparameters: {combination_type: svd}",
+            [-2.0, 5.0, 5.5],
+        ),
+        (
+            "peft\nparameters: {combination_type: cat}",
+            [-2.0, 5.0, 5.5],
+        ),
+        (
+            "peft\nparameters: {combination_type: linear}",
+            [-2.0, 5.0, 5.5],
+        ),
+        (
+            "peft\nparameters: {combination_type: ties_svd, density: 0.7}",
+            [-4.0, 2.5, 6.0],
+        ),
+    ] {
+        let dir = TempDir::new().expect("a folder");
+        let dir = dir.path();
+        biased(dir);
+        let body = "models:\n  - {model: ./base+./one, parameters: {weight: 1}}\n  - {model: ./base+./two, parameters: {weight: 0.5}}\n";
+        let recipe = format!("merge_method: {head}\nbase_model: ./base\n{body}");
+        let done = merge(dir, &recipe, "model", &[]).done();
+        assert_eq!(
+            done.stderr
+                .contains("1 biases of B (`lora_bias`) are averaged"),
+            head == "core_space",
+            "{}",
+            done.stderr
+        );
+        let found = tensors(&dir.join("model/model.safetensors"));
+        for (i, x) in found["fc.bias"].iter().enumerate() {
+            let expected = 10.0 * i as f32 + change[i];
+            assert!((x - expected).abs() < 1e-5, "{head}: {x}, not {expected}");
+        }
+        let done = merge(dir, &format!("{recipe}output: adapter\n"), "adapter", &[]).done();
+        assert!(done.stderr.contains("1 biases of B"), "{}", done.stderr);
+        let text = fs::read_to_string(dir.join("adapter/adapter_config.json")).expect("a config");
+        let config: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(config["lora_bias"], true);
+        let stored = tensors(&dir.join("adapter/adapter_model.safetensors"));
+        let bias = &stored["base_model.model.fc.lora_B.bias"];
+        for (x, expected) in bias.iter().zip(change) {
+            assert!((x - expected).abs() < 1e-5, "{head}: {x}, not {expected}");
+        }
+        let plain = "merge_method: passthrough\nmodels:\n  - model: ./base+./adapter\n";
+        merge(dir, plain, "applied", &[]).done();
+        assert!(distance(dir, "applied", "model") < 1e-5, "{head}");
+    }
+}
+
+#[test]
+fn random_choices_in_biases_are_those_of_the_seed() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    biased(dir);
+    for (name, head) in [
+        (
+            "core",
+            "core_space\nparameters: {inner: dare_ties, drop: 0.4, density: 0.9}",
+        ),
+        (
+            "peft",
+            "peft\nparameters: {combination_type: dare_linear_svd, density: 0.6}",
+        ),
+    ] {
+        let body = "models:\n  - ./base+./one\n  - ./base+./two\n".replace("- ./", "- model: ./");
+        let recipe = format!("merge_method: {head}\nseed: 9\nbase_model: ./base\n{body}");
+        let (model, adapter) = (format!("{name}-model"), format!("{name}-adapter"));
+        merge(dir, &recipe, &model, &[]).done();
+        merge(dir, &format!("{recipe}output: adapter\n"), &adapter, &[]).done();
+        let applied = format!("{name}-applied");
+        let plain = format!("merge_method: passthrough\nmodels:\n  - model: ./base+./{adapter}\n");
+        merge(dir, &plain, &applied, &[]).done();
+        assert!(distance(dir, &applied, &model) < 1e-5, "{name}");
+    }
+    let plan = |recipe: &str| {
+        let mut command = merganser();
+        command.current_dir(dir).args(["plan", recipe]);
+        finish(command).done().stdout
+    };
+    let recipe =
+        "merge_method: peft\noutput: adapter\nmodels:\n  - model: ./one\n  - model: ./two\n";
+    fs::write(dir.join("adapters.yml"), recipe).expect("a recipe");
+    assert!(plan("adapters.yml").contains("1 biases of B"));
+}
+
+#[test]
+fn biases_that_cannot_be_carried_are_refused_or_noted() {
+    let dir = TempDir::new().expect("a folder");
+    let dir = dir.path();
+    biased(dir);
+    let list = |head: &str, models: [&str; 2]| {
+        let [one, two] = models;
+        format!("merge_method: {head}\nmodels:\n  - model: {one}\n  - model: {two}\n")
+    };
+    // The updates of the matrix cancel out, the biases do not.
+    let recipe = list(
+        "peft\noutput: adapter\nparameters: {combination_type: svd}",
+        ["./one", "./two"],
+    );
+    let done = merge(dir, &recipe, "zeros", &[]).done();
+    let stored = tensors(&dir.join("zeros/adapter_model.safetensors"));
+    assert_eq!(
+        stored["base_model.model.fc.lora_B.bias"],
+        [-6.0, 6.0, 5.0],
+        "{}",
+        done.stderr
+    );
+    // PEFT loads no biases of B beside factors of an embedding.
+    fs::create_dir(dir.join("table")).expect("a folder");
+    let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1 });
+    fs::write(dir.join("table/adapter_config.json"), config.to_string()).expect("a config");
+    written(
+        &dir.join("table/adapter_model.safetensors"),
+        &[
+            ("base_model.model.table.lora_embedding_A", &[1, 5], |i| {
+                i as f32
+            }),
+            ("base_model.model.table.lora_embedding_B", &[4, 1], |i| {
+                i as f32
+            }),
+        ],
+    );
+    let recipe = list("peft\noutput: adapter", ["./table", "./one"]);
+    let said = merge(dir, &recipe, "out", &["--allow-missing"])
+        .refused()
+        .stderr;
+    assert!(
+        said.contains("'fc.bias' of ./one is a bias of B")
+            && said.contains("factors of an embedding"),
+        "{said}"
+    );
+    // One of the adapters has no bias.
+    let recipe = list(
+        "core_space\noutput: adapter\nparameters: {inner: ta}",
+        ["./one", "./bare"],
+    );
+    let said = merge(dir, &recipe, "out", &[]).refused().stderr;
+    assert!(
+        said.contains("./bare does not change 1 of 2 tensors") && said.contains("fc.bias"),
+        "{said}"
+    );
+    merge(dir, &recipe, "allowed", &["--allow-missing"]).done();
+    let stored = tensors(&dir.join("allowed/adapter_model.safetensors"));
+    assert_eq!(stored["base_model.model.fc.lora_B.bias"], [2.0, 4.0, 6.0]);
+    // A base without a bias has no place for one.
+    let on_plain = list(
+        "peft\nbase_model: ./plain",
+        ["./plain+./one", "./plain+./two"],
+    );
+    for (recipe, expected) in [
+        (
+            on_plain,
+            "the adapter adds to 'fc.bias' (`lora_bias`), and that layer of the model has no bias",
+        ),
+        (
+            list(
+                "core_space\noutput: adapter\nbase_model: ./base\ncalibration: {data: none.jsonl}\nparameters: {inner: projection}",
+                ["./base+./one", "./base+./two"],
+            ),
+            "is a bias of B (`lora_bias`)",
+        ),
+    ] {
+        let said = merge(dir, &recipe, "out", &[]).refused().stderr;
+        assert!(said.contains(expected), "{said}");
+        assert!(!dir.join("out").exists());
+    }
+    let mut command = merganser();
+    command
+        .current_dir(dir)
+        .args(["apply", "plain", "one", "-o", "out"]);
+    let said = finish(command).refused().stderr;
+    assert!(
+        said.contains("that layer of the model has no bias"),
+        "{said}"
+    );
+    let mut command = merganser();
+    command
+        .current_dir(dir)
+        .args(["apply", "base", "one@0.5", "-o", "applied"]);
+    finish(command).done();
+    let found = tensors(&dir.join("applied/model.safetensors"));
+    assert_eq!(found["fc.bias"], [1.0, 12.0, 23.0]);
+}
+
 /// A copy of an adapter with some of its configuration changed.
 fn changed(dir: &Path, name: &str, change: &[(&str, Value)]) {
     let (from, to) = (input("lora-a"), dir.join(name));
