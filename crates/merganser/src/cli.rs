@@ -114,7 +114,7 @@ pub(crate) enum Command {
 /// Merge the models of a recipe.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser merge recipe.yml out/\n  merganser merge recipe.yml out/ --out-shard-size 2GB --memory 512MiB\n  merganser merge recipe.yml out/ --part 3/16        one of 16 jobs; then: merganser seal out/\n\nA merge that was interrupted goes on where it stopped when the same command is run again."
+    after_help = "Examples, in the folder examples:\n  merganser merge ties.yml /tmp/out\n  merganser merge multi.yml /tmp/several             a merge that uses the result of another\n\nWith files of your own:\n  merganser merge recipe.yml out/\n  merganser merge recipe.yml out/ --out-shard-size 2GB --memory 512MiB\n  merganser merge recipe.yml out/ --part 3/16        one of 16 jobs; then: merganser seal out/\n\nA merge that was interrupted goes on where it stopped when the same command is run again."
 )]
 pub(crate) struct Merge {
     /// The recipe: mergekit's YAML; - reads standard input
@@ -235,7 +235,7 @@ impl Ignored {
 /// Show what a merge would do.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser plan recipe.yml\n  merganser plan recipe.yml --tensors layers.0.      parameters of the first layer, as numbers\n  merganser plan recipe.yml --parts 16               how 16 machines would share the work"
+    after_help = "Examples, in the folder examples:\n  merganser plan ties.yml\n  merganser plan slerp-gradient.yml --tensors layers.1.      the parameters of single tensors, as numbers\n\nWith files of your own:\n  merganser plan recipe.yml\n  merganser plan recipe.yml --tensors layers.0.      parameters of the first layer, as numbers\n  merganser plan recipe.yml --parts 16               how 16 machines would share the work"
 )]
 pub(crate) struct Plan {
     /// The recipe; - reads standard input
@@ -329,7 +329,7 @@ pub(crate) struct Seal {
 /// Look into models.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser inspect model/\n  merganser inspect base/ ft1/ ft2/                   task vectors of two fine-tunes\n  merganser inspect base/ ft1/ --tensors q_proj --json\n  merganser inspect base/ ft1/ ft2/ --spectra --alignment     where the energy of their matrices lies"
+    after_help = "Examples, in the folder examples/models:\n  merganser inspect base\n  merganser inspect base dense sparse                 task vectors of two fine-tunes\n  merganser inspect base dense low-rank --spectra --alignment\n\nWith files of your own:\n  merganser inspect model/\n  merganser inspect base/ ft1/ ft2/                   task vectors of two fine-tunes\n  merganser inspect base/ ft1/ --tensors q_proj --json\n  merganser inspect base/ ft1/ ft2/ --spectra --alignment     where the energy of their matrices lies"
 )]
 pub(crate) struct Inspect {
     /// Models: folders, files, Hub ids, base+adapter; the first is the base of a comparison

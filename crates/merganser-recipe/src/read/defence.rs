@@ -200,7 +200,10 @@ mod tests {
                 "{ibvs: ['x:']}",
                 "a pair of `ibvs` names no model: the model's path is missing",
             ),
-            ("{ibvs: [{backdored: y, clean: z}]}", "unknown key `backdored` in a pair of `ibvs`"),
+            (
+                "{ibvs: [{backdored: y, clean: z}]}",
+                "unknown key `backdored` in a pair of `ibvs`",
+            ),
             ("{lambda: 1}", "`defend` has no `ibvs`"),
             (
                 "{ibvs: [x:y], project: 1}",

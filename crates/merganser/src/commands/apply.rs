@@ -14,7 +14,7 @@ use crate::progress::Progress;
 /// Add adapters and task vectors to a model.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser apply base/ adapter/ -o model/\n  merganser apply base/ math-adapter/@0.7 code-tv/@0.5 -o model/\n  merganser apply base/ toxic-tv/@-1 -o model/            forget what it learned\n\nAn item is a folder or Hub id, path[@revision][@weight]. Weights need not sum to 1."
+    after_help = "Examples, in the folder examples/models:\n  merganser apply base adapter@0.7 adapter-2@0.5 -o /tmp/model\n\nWith files of your own:\n  merganser apply base/ adapter/ -o model/\n  merganser apply base/ math-adapter/@0.7 code-tv/@0.5 -o model/\n  merganser apply base/ toxic-tv/@-1 -o model/            forget what it learned\n\nAn item is a folder or Hub id, path[@revision][@weight]. Weights need not sum to 1."
 )]
 pub(crate) struct Apply {
     /// The base model: a folder or a Hub id

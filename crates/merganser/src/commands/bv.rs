@@ -72,7 +72,7 @@ pub(crate) struct Sim {
 /// Subtract the mean of differences.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples, in the folder examples/models:\n  merganser bv apply sparse --injected low-rank:dense --lambda 0.5 -o /tmp/defended\n  merganser bv apply sparse --injected low-rank:dense --project --base base -o /tmp/defended\n\nMeasure accuracy and attack before and after: docs/audit.md shows what to expect."
+    after_help = "Examples, in the folder examples/models:\n  merganser bv apply sparse --injected low-rank:dense --lambda 0.5 -o /tmp/defended\n  merganser bv apply sparse --injected low-rank:dense --project --base base -o /tmp/projected\n\nMeasure accuracy and attack before and after: docs/audit.md shows what to expect."
 )]
 pub(crate) struct Apply {
     /// The merged model

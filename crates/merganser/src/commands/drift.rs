@@ -47,7 +47,7 @@ pub(crate) enum What {
 /// Fit a drift.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser drift fit examples/drift/index.safetensors#calib_1_old examples/drift/index.safetensors#calib_1_new \\\n    -o v0-v1.safetensors --from v0 --to v1\n  merganser drift fit old.npy new.npy -o drift.safetensors --kind affine\n\nRow i of both files is the same text. 100 to 1000 of them are enough for a shift; a map of d-dimensional vectors wants\nseveral times d. What is said about held-out anchors comes from five folds."
+    after_help = "Examples, in the folder examples/drift:\n  merganser drift fit index.safetensors#calib_1_old index.safetensors#calib_1_new -o /tmp/v0-v1.safetensors --from v0 --to v1\n  merganser drift fit index.safetensors#calib_1_old index.safetensors#calib_1_new -o /tmp/affine.safetensors --kind affine\n\nRow i of both files is the same text. 100 to 1000 of them are enough for a shift; a map of d-dimensional vectors wants\nseveral times d. What is said about held-out anchors comes from five folds."
 )]
 pub(crate) struct Fit {
     /// The anchors' vectors by the old version
@@ -98,7 +98,7 @@ pub(crate) enum Kind {
 /// Apply a drift.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser drift apply v0-v1.safetensors queries.npy -o queries-v0.npy --to old      queries, for an old index\n  merganser drift apply v0-v1.safetensors documents.parquet -o moved.parquet --to new     a stored index, moved\n\nThe file is read, changed and written block by block, by all threads; other columns and tensors are copied."
+    after_help = "Examples, in the folder examples/drift:\n  merganser drift apply v0-v1.safetensors index.safetensors#q_new -o /tmp/queries.safetensors --to v0      queries, for an old index\n  merganser drift apply v0-v1.safetensors index.safetensors#doc_embeddings -o /tmp/moved.safetensors --to v1      an index, moved\n\nThe file (.npy, .safetensors, .parquet) is read, changed and written block by block, by all threads; other columns and tensors are copied."
 )]
 pub(crate) struct Apply {
     /// The drift, as `merganser drift fit` or `chain` writes it
@@ -122,7 +122,7 @@ pub(crate) struct Apply {
 /// Chain drifts.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser drift chain v0-v1.safetensors v1-v2.safetensors -o v0-v2.safetensors\n\nShifts add up, rotations and affine maps compose; drifts of clusters cannot be chained."
+    after_help = "Examples, in the folder examples/drift:\n  merganser drift chain v0-v1.safetensors v1-v2.safetensors -o /tmp/v0-v2.safetensors\n\nShifts add up, rotations and affine maps compose; drifts of clusters cannot be chained."
 )]
 pub(crate) struct Chain {
     /// Drifts from the oldest version to the newest
@@ -139,7 +139,7 @@ pub(crate) struct Chain {
 /// Compute biases of documents.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser drift bias v0-v1.safetensors documents.npy -o bias.npy\n\nOne number a document, -drift.d: added to its dot product with a query of the new model, it gives the score of the\ncompensated query."
+    after_help = "Examples, in the folder examples/drift:\n  merganser drift bias v0-v1.safetensors index.safetensors#doc_embeddings -o /tmp/bias.npy\n\nOne number a document, -drift.d: added to its dot product with a query of the new model, it gives the score of the\ncompensated query."
 )]
 pub(crate) struct Bias {
     /// A drift of kind shift
@@ -157,7 +157,7 @@ pub(crate) struct Bias {
 /// Report on drifts.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser drift report v0-v1.safetensors v1-v2.safetensors\n  merganser drift report v0-v1.safetensors v1-v2.safetensors \\\n    --queries examples/drift/index.safetensors#q_new \\\n    --query-labels examples/drift/index.safetensors#qrels_topic_query \\\n    --documents examples/drift/index.safetensors#doc_embeddings \\\n    --document-labels examples/drift/index.safetensors#qrels_topic_doc \\\n    --versions examples/drift/index.safetensors#doc_version\n\nDocuments with the label of the query count as relevant."
+    after_help = "Examples, in the folder examples/drift:\n  merganser drift report v0-v1.safetensors v1-v2.safetensors\n  merganser drift report v0-v1.safetensors v1-v2.safetensors --queries index.safetensors#q_new --query-labels index.safetensors#qrels_topic_query \\\n    --documents index.safetensors#doc_embeddings --document-labels index.safetensors#qrels_topic_doc --versions index.safetensors#doc_version\n\nDocuments with the label of the query count as relevant."
 )]
 pub(crate) struct Report {
     /// Drifts from the oldest version to the newest

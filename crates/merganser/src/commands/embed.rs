@@ -13,7 +13,7 @@ use crate::output::Output;
 /// Write the vectors of samples into a file.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser embed examples/demo/base --data examples/demo/data/sum.safetensors --split test \\\n    -o features.npy --labels labels.npy\n  merganser embed models/new --data queries.jsonl -o new.npy --unit\n\nThe vectors are what `merganser drift fit`, `merganser stats build` and a head under `merganser evaluate` see."
+    after_help = "Examples, in the folder examples/demo:\n  merganser embed base --data data/sum.safetensors --split test --samples 20 -o /tmp/features.npy --labels /tmp/labels.npy\n\nWith files of your own:\n  merganser embed models/new --data queries.jsonl -o new.npy --unit\n\nThe vectors are what `merganser drift fit`, `merganser stats build` and a head under `merganser evaluate` see."
 )]
 pub(crate) struct Embed {
     /// The model: a folder, a Hub id, base+adapter

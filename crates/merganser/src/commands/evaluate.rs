@@ -18,7 +18,7 @@ use crate::table::table;
 /// Measure models on labelled data: accuracy, perplexity, similarity, retrieval.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser evaluate bert-sst2/ --data sst2.jsonl                        the head in its own checkpoint\n  merganser evaluate merged/ --data sst2.jsonl --head bert-sst2/         the head of a fine-tune on a merge\n  merganser evaluate gpt2/ --data wiki.txt --compare merged/             perplexity of two models\n  merganser evaluate merged/ --tasks tasks.yml --compare base/ --json    many tasks at once\n\nSee docs/evaluate.md for files of tasks and formats of samples."
+    after_help = "Examples, in the folder examples/demo:\n  merganser evaluate base --data data/sum.safetensors --split test --samples 50 --head heads/sum.safetensors --compare tasks/sum\n\nWith files of your own:\n  merganser evaluate bert-sst2/ --data sst2.jsonl                        the head in its own checkpoint\n  merganser evaluate merged/ --data sst2.jsonl --head bert-sst2/         the head of a fine-tune on a merge\n  merganser evaluate gpt2/ --data wiki.txt --compare merged/             perplexity of two models\n  merganser evaluate merged/ --tasks tasks.yml --compare base/ --json    many tasks at once\n\nSee docs/evaluate.md for files of tasks and formats of samples."
 )]
 pub(crate) struct Evaluate {
     /// The model: a folder, a Hub id, or base+adapter

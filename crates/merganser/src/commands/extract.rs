@@ -35,7 +35,7 @@ pub(crate) enum What {
 /// Extract an adapter.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32\n  merganser extract lora fine-tune/ base/ -o adapter/ --energy 0.95      as many directions as that takes, in every module\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32 --randomized      for large matrices\n  merganser extract lora fine-tune/ base/ -o adapter/ --exclude 'mlp'\n  merganser extract lora fine-tune/ base/ -o adapter/ --embed-lora --save-module lm_head\n\nSeveral limits together keep what all of them allow. Directions that are no more than the rounding of the fine-tune's\nweights are never kept."
+    after_help = "Examples, in the folder examples/models:\n  merganser extract lora low-rank base -o /tmp/adapter --rank 4\n\nWith files of your own:\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32\n  merganser extract lora fine-tune/ base/ -o adapter/ --energy 0.95      as many directions as that takes, in every module\n  merganser extract lora fine-tune/ base/ -o adapter/ --rank 32 --randomized      for large matrices\n  merganser extract lora fine-tune/ base/ -o adapter/ --exclude 'mlp'\n  merganser extract lora fine-tune/ base/ -o adapter/ --embed-lora --save-module lm_head\n\nSeveral limits together keep what all of them allow. Directions that are no more than the rounding of the fine-tune's\nweights are never kept."
 )]
 pub(crate) struct Lora {
     /// The fine-tuned model: a folder, a Hub id, base+adapter
@@ -83,7 +83,7 @@ pub(crate) struct Lora {
 /// Extract a task vector.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser extract task-vector fine-tune/ base/ -o tv/\n  merganser apply base/ tv/@0.8 -o model/"
+    after_help = "Examples, in the folder examples/models:\n  merganser extract task-vector dense base -o /tmp/tv\n\nWith files of your own:\n  merganser extract task-vector fine-tune/ base/ -o tv/\n  merganser apply base/ tv/@0.8 -o model/"
 )]
 pub(crate) struct TaskVector {
     /// The fine-tuned model: a folder, a Hub id, base+adapter

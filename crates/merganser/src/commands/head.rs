@@ -61,7 +61,7 @@ pub(crate) struct Given {
 /// FedCOF.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser head fedcof examples/heads/clients -o head.safetensors\n  merganser head fedcof examples/heads/clients round-2/ -o head.safetensors --gamma 1\n\nWhoever sends means and counts shows them: this is no protection of privacy by itself."
+    after_help = "Examples, in the folder examples/heads:\n  merganser head fedcof clients -o /tmp/head.safetensors\n  merganser head fedcof clients -o /tmp/head-1.safetensors --gamma 1\n\nWhoever sends means and counts shows them: this is no protection of privacy by itself."
 )]
 pub(crate) struct FedCof {
     #[command(flatten)]
@@ -74,7 +74,7 @@ pub(crate) struct FedCof {
 /// Nearest class mean.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser head ncm examples/heads/clients -o head.safetensors"
+    after_help = "Examples, in the folder examples/heads:\n  merganser head ncm clients -o /tmp/head.safetensors"
 )]
 pub(crate) struct Ncm {
     #[command(flatten)]
@@ -84,7 +84,7 @@ pub(crate) struct Ncm {
 /// Ridge regression.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser head ridge examples/heads/clients -o head.safetensors --lambda 0.01\n\nEvery file needs `gram` or `cov` (merganser stats build --gram)."
+    after_help = "Examples, in the folder examples/heads:\n  merganser head ridge clients -o /tmp/head.safetensors --lambda 0.01\n\nEvery file needs `gram` or `cov` (merganser stats build --gram)."
 )]
 pub(crate) struct Ridge {
     #[command(flatten)]
@@ -97,7 +97,7 @@ pub(crate) struct Ridge {
 /// Linear discriminant analysis.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser head bayes examples/heads/clients -o head.safetensors --shrink 0.1\n\nThe covariance is exact where every file has `cov`, otherwise estimated from means as FedCOF does."
+    after_help = "Examples, in the folder examples/heads:\n  merganser head bayes clients -o /tmp/head.safetensors --shrink 0.1\n\nThe covariance is exact where every file has `cov`, otherwise estimated from means as FedCOF does."
 )]
 pub(crate) struct Bayes {
     #[command(flatten)]
@@ -110,7 +110,7 @@ pub(crate) struct Bayes {
 /// Gaussian classes.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser head gaussian stats.safetensors -o head.safetensors\n  merganser head gaussian clients/ -o head.safetensors --pooled 0 --shrink 0.05      for many features a class\n\nCovariances are exact where every file has `cov`, otherwise estimated from means as FedCOF does. With --pooled 1 it is\n`head bayes`."
+    after_help = "Examples, in the folder examples/heads:\n  merganser head gaussian stats-v1.safetensors -o /tmp/head.safetensors\n  merganser head gaussian stats-v1.safetensors -o /tmp/head-0.safetensors --pooled 0 --shrink 0.05      for many features a class\n\nCovariances are exact where every file has `cov`, otherwise estimated from means as FedCOF does. With --pooled 1 it is\n`head bayes`."
 )]
 pub(crate) struct GaussianArguments {
     #[command(flatten)]
@@ -126,7 +126,7 @@ pub(crate) struct GaussianArguments {
 /// AdaGauss.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser head adagauss stats.safetensors -o head.safetensors\n  merganser head adagauss stats.safetensors -o head.safetensors --normalize\n\nThe classifier of the paper: no determinant, no prior. Where classes differ in volume, `head gaussian` is better."
+    after_help = "Examples, in the folder examples/heads:\n  merganser head adagauss stats-v1.safetensors -o /tmp/head.safetensors\n  merganser head adagauss stats-v1.safetensors -o /tmp/head-n.safetensors --normalize\n\nThe classifier of the paper: no determinant, no prior. Where classes differ in volume, `head gaussian` is better."
 )]
 pub(crate) struct AdaGauss {
     #[command(flatten)]

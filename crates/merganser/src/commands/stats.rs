@@ -43,7 +43,7 @@ pub(crate) enum What {
 /// Build statistics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser stats build features.npy --labels labels.npy -o client-1.safetensors\n  merganser stats build features.parquet --labels features.parquet#label -o client-1.safetensors --gram\n  merganser stats build features.npy --labels labels.npy -o client-1.safetensors --parts 3      for few clients"
+    after_help = "Examples, in the folder examples/heads:\n  merganser stats build old.npy --labels labels.npy -o /tmp/client-1.safetensors\n  merganser stats build old.npy --labels labels.npy -o /tmp/client-2.safetensors --cov --gram\n  merganser stats build old.npy --labels labels.npy -o /tmp/client-3.safetensors --parts 3      for few clients\n\nFeatures of Parquet files: features.parquet --labels features.parquet#label"
 )]
 pub(crate) struct Build {
     /// Features, one a row: .npy, .safetensors or .parquet; FILE#NAME names a tensor or column
@@ -74,7 +74,7 @@ pub(crate) struct Build {
 /// Adapt statistics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser stats adapt drift.safetensors stats-v1.safetensors -o stats-v2.safetensors\n  merganser stats adapt --adapter mlp.safetensors stats-v1.safetensors -o stats-v2.safetensors\n  merganser stats adapt --adapter mlp.safetensors stats.safetensors -o new.safetensors --pairs f1.npy f2.npy\n\nMeans, covariances and Gram matrices follow a shift, a rotation or an affine map exactly.\nThrough a network that bends, features of each class are drawn and taken (AdaGauss)."
+    after_help = "Examples, in the folder examples/heads:\n  merganser stats adapt drift.safetensors stats-v1.safetensors -o /tmp/adapted.safetensors\n  merganser stats adapt --adapter adapter.safetensors stats-v1.safetensors -o /tmp/adapted-too.safetensors --pairs old.npy new.npy\n\nMeans, covariances and Gram matrices follow a shift, a rotation or an affine map exactly.\nThrough a network that bends, features of each class are drawn and taken (AdaGauss)."
 )]
 pub(crate) struct Adapt {
     /// The drift, as `merganser drift fit` or `chain` writes it, and statistics of its old version; with --adapter the
@@ -140,7 +140,7 @@ pub(crate) enum Adapted {
 /// Merge statistics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser stats merge round-1/ round-2/ -o both.safetensors\n  merganser stats merge all.safetensors client-9.safetensors -o all-2.safetensors\n\nRows are put side by side, sorted, so that the order of the files changes nothing; none is averaged with another, because\n`head fedcof` looks at every mean. Covariances and Gram matrices are kept where all files have them."
+    after_help = "Examples, in the folder examples/heads:\n  merganser stats merge clients -o /tmp/all.safetensors\n  merganser stats merge clients/0.safetensors clients/1.safetensors -o /tmp/both.safetensors\n\nRows are put side by side, sorted, so that the order of the files changes nothing; none is averaged with another, because\n`head fedcof` looks at every mean. Covariances and Gram matrices are kept where all files have them."
 )]
 pub(crate) struct Merge {
     /// Files of statistics, or folders of them

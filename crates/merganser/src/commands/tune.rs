@@ -19,7 +19,7 @@ const MOST: usize = 1000;
 /// Choose a recipe's parameters, with labels or without.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser tune examples/tune/recipe.yml -o best.yml --set lambda=0.1:1.0:0.1 --tasks examples/tune/tasks.yml\n  merganser tune recipe.yml -o best.yml --set lambda=0.2,0.4 --set density=0.1:0.9:0.2 --tasks tasks.yml --by entropy\n  merganser tune recipe.yml -o best.yml --set models.1.weight=0:1:0.1 --tasks tasks.yml --few 100 --random 8\n\nEvery candidate is merged and run on the samples of the tasks (docs/evaluate.md); labels are used where there are any.\nA search that was interrupted goes on when the same command is run again. See docs/tune.md."
+    after_help = "Examples, in the folder examples/tune:\n  merganser tune recipe.yml -o /tmp/best.yml --set lambda=0.2:0.8:0.2 --tasks tasks.yml --few 50\n\nWith files of your own:\n  merganser tune recipe.yml -o best.yml --set lambda=0.2,0.4 --set density=0.1:0.9:0.2 --tasks tasks.yml --by entropy\n  merganser tune recipe.yml -o best.yml --set models.1.weight=0:1:0.1 --tasks tasks.yml --few 100 --random 8\n\nEvery candidate is merged and run on the samples of the tasks (docs/evaluate.md); labels are used where there are any.\nA search that was interrupted goes on when the same command is run again. See docs/tune.md."
 )]
 pub(crate) struct Tune {
     /// The recipe; every parameter that is searched must stand in it

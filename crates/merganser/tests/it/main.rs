@@ -12,6 +12,7 @@ mod evaluate;
 mod faults;
 mod golden;
 mod heads;
+mod help;
 mod magmax;
 mod merged_adapters;
 mod messages;

@@ -21,7 +21,7 @@ const SHOWN: usize = 20;
 /// Report on statistics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  merganser stats report stats.safetensors                       collapse, rank and condition of each class\n  merganser stats report features.npy --labels labels.npy        the same of features\n  merganser stats report adapted.safetensors real.safetensors    and how far each class lies from that of a second file\n\nThe score is -β where every direction varies by β or more, 0 where none does: the anti-collapse loss of AdaGauss."
+    after_help = "Examples, in the folder examples/heads:\n  merganser stats report stats-v1.safetensors                         collapse, rank and condition of each class\n  merganser stats report old.npy --labels labels.npy                  the same of features\n  merganser stats report stats-v1.safetensors stats-v2.safetensors    and how far each class lies from that of a second file\n\nThe score is -β where every direction varies by β or more, 0 where none does: the anti-collapse loss of AdaGauss."
 )]
 pub(crate) struct ReportArguments {
     /// Statistics, or a file of features; a second one is compared with the first
