@@ -134,7 +134,9 @@ impl Svd {
         if cutoff.powi(2) <= noise(m.min(n), f64::EPSILON) {
             let mut svd = Self::of(&scaled)?;
             svd = svd.leading(k.min(svd.rank(epsilon.max(T::EPSILON))));
-            svd.values.iter_mut().for_each(|x| *x *= scale);
+            for x in &mut svd.values {
+                *x *= scale;
+            }
             return Ok(svd);
         }
         let eigen = Eigen::leading(&gram(&scaled)?, k)?;

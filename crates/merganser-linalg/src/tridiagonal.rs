@@ -49,7 +49,9 @@ pub(crate) fn leading<T: Real>(
     };
     let wide = |x: &[T]| x.iter().map(|x| x.to_f64() / scale).collect::<Vec<_>>();
     let (mut values, vectors) = torn(wide(diagonal), &wide(below), k)?;
-    values.iter_mut().for_each(|x| *x *= scale);
+    for x in &mut values {
+        *x *= scale;
+    }
     Ok((values, vectors.cast()))
 }
 

@@ -64,8 +64,8 @@ pub(crate) struct Lora {
     #[arg(long, short, value_name = "REGEX", alias = "exclude-regex")]
     pub(crate) exclude: Vec<String>,
     /// Give embeddings and the output head factors too, instead of saving them whole
-    #[arg(long)]
-    pub(crate) embed_lora: bool,
+    #[arg(long = "embed-lora")]
+    pub(crate) embeddings: bool,
     /// Save this module whole, changed or not, and whatever -i and -e say: its path or the last word of it (may be repeated)
     #[arg(long, value_name = "NAME")]
     pub(crate) save_module: Vec<String>,
@@ -137,7 +137,7 @@ fn extract_lora(arguments: &Lora, memory: u64, output: &Output) -> Result<(), Fa
         },
         filter: Filter::new(&arguments.include, &arguments.exclude)?,
         overrides: Overrides {
-            embeddings: arguments.embed_lora,
+            embeddings: arguments.embeddings,
             save: arguments.save_module.clone(),
         },
         dtype: arguments.dtype,
