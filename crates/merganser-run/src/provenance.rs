@@ -49,7 +49,8 @@ pub(crate) fn record(plan: &Plan, provenance: &Provenance) -> Result<String, Run
     Ok(serde_json::to_string_pretty(&record).unwrap_or_default() + "\n")
 }
 
-/// The models that a plan's output comes from, and what they are to it. What was merged on the way is none of them.
+/// The models that a plan's output comes from, and what they are to it. What was merged on the way is none of them: a plan
+/// that goes on with a merge is that of a defence.
 fn contributors(plan: &Plan) -> Vec<(&Model, &'static str)> {
     let of = |plan: &'_ Plan, i: usize| if plan.base == Some(i) { " (base)" } else { "" };
     let Some(merge) = &plan.merge else {
@@ -58,7 +59,12 @@ fn contributors(plan: &Plan) -> Vec<(&Model, &'static str)> {
     };
     let mut found = contributors(merge);
     let added = plan.models.iter().skip(1);
-    found.extend(added.map(|model| (model, " (its difference was subtracted or added)")));
+    found.extend(added.map(|model| {
+        (
+            model,
+            " (of an injected backdoor vector, which was subtracted)",
+        )
+    }));
     found
 }
 
