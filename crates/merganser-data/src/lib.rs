@@ -23,6 +23,7 @@
 //! the same for every batch size.
 
 mod arrays;
+mod changed;
 mod columns;
 mod error;
 mod labels;

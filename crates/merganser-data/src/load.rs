@@ -409,6 +409,7 @@ impl Processor {
             inputs: Inputs::Images(Box::new(Images {
                 pictures,
                 processor,
+                changed: None,
             })),
             labels,
             rows,

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use merganser_model::{Batch, Tokens};
 use rayon::prelude::*;
 
+use crate::changed;
 use crate::error::{Error, Place, Result};
 use crate::labels::Labels;
 use crate::picture::ImageProcessor;
@@ -44,6 +45,8 @@ pub enum Inputs {
 pub struct Images {
     pub(crate) pictures: Pictures,
     pub(crate) processor: ImageProcessor,
+    /// Seed of their changes and the number of each in its source, if they are to be changed.
+    pub(crate) changed: Option<(u64, Vec<u64>)>,
 }
 
 #[derive(Debug)]
@@ -150,7 +153,13 @@ impl Images {
     fn pixels(&self, indices: &[usize]) -> Result<(Vec<f32>, [usize; 3])> {
         let read: Vec<(Vec<f32>, [usize; 3])> = indices
             .par_iter()
-            .map(|&at| self.one(at))
+            .map(|&at| {
+                let (pixels, shape) = self.one(at)?;
+                Ok(match &self.changed {
+                    Some((seed, rows)) => (changed::image(&pixels, shape, *seed, rows[at]), shape),
+                    None => (pixels, shape),
+                })
+            })
             .collect::<Result<_>>()?;
         let shape = read.first().map_or([0; 3], |(_, shape)| *shape);
         let mut pixels = Vec::with_capacity(read.len() * shape.iter().product::<usize>());

@@ -109,7 +109,8 @@ pub struct Answers {
     pub notes: Vec<String>,
 }
 
-/// Runs a classification task on a model, with labels where there are any.
+/// Runs a classification task on a model, with labels where there are any; with `change` on copies of its samples that are
+/// changed a little, as that seed says ([`Samples::change`]).
 ///
 /// # Errors
 /// Samples, a head or labels that do not fit the model; a failing forward pass.
@@ -117,6 +118,7 @@ pub fn answers(
     model: &Loaded,
     task: &Task,
     options: &Options,
+    change: Option<u64>,
     open: &dyn Fn(&str) -> Result<Loaded>,
 ) -> Result<Answers> {
     let load = |labels| {
@@ -125,7 +127,10 @@ pub fn answers(
             .load(&task.data, &load_options(task, labels))
     };
     // What else is wrong with the samples shows again without labels.
-    let samples = load(true).or_else(|_| load(false))?;
+    let mut samples = load(true).or_else(|_| load(false))?;
+    if let Some(seed) = change {
+        samples.change(seed);
+    }
     answer(model, task, options, open, &samples)
 }
 

@@ -112,6 +112,8 @@ pub struct TuneOptions {
     pub tasks: Vec<Task>,
     /// The same tasks with changed copies of the same samples, for consistency.
     pub changed: Vec<Task>,
+    /// Make the changed copies here, with this seed.
+    pub change: Option<u64>,
     /// Tasks of other, labelled data.
     pub source: Vec<Task>,
     /// How many labelled samples of each task count as the few.
@@ -175,6 +177,8 @@ pub struct Tuned {
 struct Header {
     tasks: Vec<Task>,
     changed: Vec<Task>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    change: Option<u64>,
     source: Vec<Task>,
     labels: usize,
 }
@@ -202,6 +206,7 @@ pub fn tune(
     let header = Header {
         tasks: options.tasks.clone(),
         changed: options.changed.clone(),
+        change: options.change,
         source: options.source.clone(),
         labels: options.labels,
     };
@@ -302,7 +307,9 @@ fn decides(by: Strategy, candidates: &[Candidate]) -> Result<(), Failure> {
         return Ok(());
     }
     let needs = match by {
-        Strategy::Consistency => "changed copies of the samples: give --changed",
+        Strategy::Consistency => {
+            "changed copies of the samples: give --changed, a file of tasks or `auto`"
+        }
         Strategy::Source => "other labelled data: give --source",
         Strategy::Few => "labelled samples: give --few, and tasks with labels",
         Strategy::Accuracy => {
@@ -468,7 +475,7 @@ fn scores(
     notes: &mut Vec<String>,
 ) -> Result<Scores, Failure> {
     let model = open(&folder.display().to_string()).map_err(|error| evaluation(&error))?;
-    let mut run = |task: &Task| -> Result<Answers, Failure> {
+    let mut run = |task: &Task, change: Option<u64>| -> Result<Answers, Failure> {
         let named = |cause| {
             evaluation(&EvalError::Task {
                 task: task.title(),
@@ -476,7 +483,7 @@ fn scores(
                 cause: Box::new(cause),
             })
         };
-        let found = answers(&model, task, &options.evaluate, open).map_err(named)?;
+        let found = answers(&model, task, &options.evaluate, change, open).map_err(named)?;
         for note in &found.notes {
             let note = format!("{}: {note}", task.title());
             if !notes.contains(&note) {
@@ -488,7 +495,7 @@ fn scores(
     let mut sums: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
     let mut collapsed = None;
     for (at, task) in options.tasks.iter().enumerate() {
-        let found = run(task)?;
+        let found = run(task, None)?;
         let mut add = |strategy: Strategy, value: f64| {
             sums.entry(strategy.name()).or_default().push(value);
         };
@@ -506,15 +513,19 @@ fn scores(
                 add(Strategy::Few, few(&hits, options.labels));
             }
         }
-        if let Some(changed) = options.changed.get(at) {
-            let other = run(changed)?;
+        let changed = match options.change {
+            Some(_) => Some(task),
+            None => options.changed.get(at),
+        };
+        if let Some(changed) = changed {
+            let other = run(changed, options.change)?;
             let value =
                 consistency(&found.logits, &other.logits).map_err(|error| evaluation(&error))?;
             add(Strategy::Consistency, value);
         }
     }
     for task in &options.source {
-        let Some(predictions) = run(task)?.predictions else {
+        let Some(predictions) = run(task, None)?.predictions else {
             return Err(Failure::Usage(format!(
                 "the source task `{}` has no labels",
                 task.title()

@@ -19,7 +19,7 @@ const MOST: usize = 1000;
 /// Choose a recipe's parameters, with labels or without.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples, in the folder examples/tune:\n  merganser tune recipe.yml -o /tmp/best.yml --set lambda=0.2:0.8:0.2 --tasks tasks.yml --few 50\n\nWith files of your own:\n  merganser tune recipe.yml -o best.yml --set lambda=0.2,0.4 --set density=0.1:0.9:0.2 --tasks tasks.yml --by entropy\n  merganser tune recipe.yml -o best.yml --set models.1.weight=0:1:0.1 --tasks tasks.yml --few 100 --random 8\n\nEvery candidate is merged and run on the samples of the tasks (docs/evaluate.md); labels are used where there are any.\nA search that was interrupted goes on when the same command is run again. See docs/tune.md."
+    after_help = "Examples, in the folder examples/tune:\n  merganser tune recipe.yml -o /tmp/best.yml --set lambda=0.2:0.8:0.2 --tasks tasks.yml --few 50 --changed auto\n\nWith files of your own:\n  merganser tune recipe.yml -o best.yml --set lambda=0.2,0.4 --set density=0.1:0.9:0.2 --tasks tasks.yml --by entropy\n  merganser tune recipe.yml -o best.yml --set models.1.weight=0:1:0.1 --tasks tasks.yml --few 100 --random 8\n\nEvery candidate is merged and run on the samples of the tasks (docs/evaluate.md); labels are used where there are any.\nA search that was interrupted goes on when the same command is run again. See docs/tune.md."
 )]
 pub(crate) struct Tune {
     /// The recipe; every parameter that is searched must stand in it
@@ -39,8 +39,8 @@ pub(crate) struct Tune {
     /// Take the accuracy of so many labelled samples of each task as `few`
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) few: usize,
-    /// The tasks with changed copies of the same samples, for `consistency`
-    #[arg(long, value_name = "FILE")]
+    /// For `consistency`: the tasks with changed copies of the same samples, or `auto` to change these a little
+    #[arg(long, value_name = "FILE|auto")]
     pub(crate) changed: Option<PathBuf>,
     /// Labelled tasks of other data, for `source`
     #[arg(long, value_name = "FILE")]
@@ -48,7 +48,7 @@ pub(crate) struct Tune {
     /// Try so many random combinations instead of all
     #[arg(long, value_name = "N")]
     pub(crate) random: Option<usize>,
-    /// Seed of the random combinations
+    /// Seed of the random combinations and of `--changed auto`
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Samples that are run together; scores do not depend on it
@@ -127,11 +127,13 @@ pub(crate) fn run(arguments: &Tune, memory: u64, output: &Output) -> Result<(), 
         batch_size: usize::from(arguments.batch_size),
         memory,
     };
+    let automatic = arguments.changed.as_deref() == Some(Path::new("auto"));
     let options = TuneOptions {
         knobs: arguments.set.clone(),
         random: arguments.random.map(|n| (n, arguments.seed)),
         tasks: tasks(&Some(arguments.tasks.clone()))?,
-        changed: tasks(&arguments.changed)?,
+        changed: tasks(&arguments.changed.clone().filter(|_| !automatic))?,
+        change: automatic.then_some(arguments.seed),
         source: tasks(&arguments.source)?,
         labels: arguments.few,
         by: arguments.by,

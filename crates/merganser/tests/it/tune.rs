@@ -115,6 +115,32 @@ fn mistakes_are_named_before_anything_is_merged() {
 }
 
 #[test]
+fn changed_copies_are_made_for_consistency() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let args = ["--json", "--by", "consistency", "--changed", "auto"];
+    let found = finished(&tune(dir.path(), &args));
+    let scores: Vec<f64> = found["candidates"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|candidate| {
+            candidate["scores"]["consistency"]
+                .as_f64()
+                .expect("a score")
+        })
+        .collect();
+    // The copies differ from the samples, and not beyond recognition.
+    assert!(scores.iter().all(|x| (1e-3..5.0).contains(x)), "{scores:?}");
+    let notes = found["notes"].to_string();
+    assert!(notes.contains("changed copies: images moved"), "{notes}");
+    let other = finished(&tune(
+        dir.path(),
+        &[&args[..], &["--seed", "1", "--overwrite"]].concat(),
+    ));
+    assert_ne!(other["candidates"], found["candidates"]);
+}
+
+#[test]
 fn near_samples_may_decide_and_the_user_is_warned() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = |name: &str| examples().join("demo").join(name).display().to_string();
