@@ -133,10 +133,9 @@ fn changed_copies_are_made_for_consistency() {
     assert!(scores.iter().all(|x| (1e-3..5.0).contains(x)), "{scores:?}");
     let notes = found["notes"].to_string();
     assert!(notes.contains("changed copies: images moved"), "{notes}");
-    let other = finished(&tune(
-        dir.path(),
-        &[&args[..], &["--seed", "1", "--overwrite"]].concat(),
-    ));
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let again = [&args[..], &["--seed", "1"]].concat();
+    let other = finished(&tune(elsewhere.path(), &again));
     assert_ne!(other["candidates"], found["candidates"]);
 }
 
