@@ -36,23 +36,28 @@ pub(crate) fn leading<T: Real>(
     below: &[T],
     k: usize,
 ) -> Result<(Vec<f64>, Matrix<T>)> {
-    if T::EPSILON > f64::EPSILON && 2 * k > diagonal.len() {
-        return whole(diagonal, below, k);
-    }
     let all = diagonal.iter().chain(below);
     let largest = all.fold(0.0_f64, |max, x| max.max(x.to_f64().abs()));
-    // A power of two, so that scaling rounds nothing; squares of differences then stay in range.
+    // A power of two, so that scaling rounds nothing. faer's iteration is exact to an absolute size, and here squares of
+    // differences stay in range.
     let scale = if largest > 0.0 {
         2.0_f64.powi((largest.log2() as i32).clamp(-1000, 1000))
     } else {
         1.0
     };
-    let wide = |x: &[T]| x.iter().map(|x| x.to_f64() / scale).collect::<Vec<_>>();
-    let (mut values, vectors) = torn(wide(diagonal), &wide(below), k)?;
+    let scaled = |x: &[T]| x.iter().map(|x| x.to_f64() / scale).collect::<Vec<_>>();
+    let (diagonal, below) = (scaled(diagonal), scaled(below));
+    let (mut values, vectors) = if T::EPSILON > f64::EPSILON && 2 * k > diagonal.len() {
+        let single = |x: &[f64]| x.iter().map(|x| T::from_f64(*x)).collect::<Vec<_>>();
+        whole(&single(&diagonal), &single(&below), k)?
+    } else {
+        let (values, vectors) = torn(diagonal, &below, k)?;
+        (values, vectors.cast())
+    };
     for x in &mut values {
         *x *= scale;
     }
-    Ok((values, vectors.cast()))
+    Ok((values, vectors))
 }
 
 /// The same by tearing.
@@ -462,6 +467,18 @@ mod tests {
                 let below: Vec<f64> = (1..n).map(|i| scale * (i as f64 * 1.3).sin()).collect();
                 check(&diagonal, &below, n.div_ceil(4));
             }
+        }
+    }
+
+    #[test]
+    fn small_numbers_in_single_precision_keep_their_digits() {
+        let diagonal: Vec<f32> = (0..200).map(|i| 1e-6 * (i as f32).cos()).collect();
+        let below: Vec<f32> = (1..200).map(|i| 1e-6 * (i as f32 * 1.3).sin()).collect();
+        let (values, _) = leading(&diagonal, &below, 200).unwrap();
+        let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+        let (expected, _) = leading(&wide(&diagonal), &wide(&below), 200).unwrap();
+        for (x, y) in values.iter().zip(&expected) {
+            assert!((x - y).abs() < 1e-11, "{x} {y}");
         }
     }
 

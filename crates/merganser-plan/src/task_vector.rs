@@ -106,6 +106,8 @@ pub struct Item {
     pub model: Model,
     /// w_t.
     pub weight: f64,
+    /// Whether an adapter of the model lies on the base itself, so that it leaves alone what it does not change.
+    pub on_base: bool,
 }
 
 /// The plan of base + Σ w_t τ_t.
@@ -171,6 +173,9 @@ fn sum(
     let mut untied = false;
     for name in names {
         let Some(in_base) = base.find(name) else {
+            if roles::is_rebuilt_buffer(name) {
+                continue;
+            }
             outputs.push(added(name, &base, &items, dtype(name))?);
             continue;
         };
@@ -251,7 +256,7 @@ fn one(
         // An adapter leaves most tensors as they are; a head tied in the base is where the base's embedding is.
         let found = model.find(name).or_else(|| model.find(in_base));
         let Some(found) = found else { continue };
-        if whole && model.adapter.is_some() && model.deltas(found.name()).is_empty() {
+        if item.on_base && model.adapter.is_some() && model.deltas(found.name()).is_empty() {
             continue;
         }
         let (other, found_shape) = described(model, found.name())?;
@@ -259,8 +264,9 @@ fn one(
             return Err(shapes_differ(name, base, shape, model, found_shape));
         }
         if !own.is_float() || !other.is_float() {
-            // A task vector holds whole numbers as they are; they are equal in fine-tune and base.
-            if own == other && !whole {
+            // A task vector holds whole numbers as they are; they are equal in fine-tune and base. Between two models that are
+            // both added and subtracted there is no difference of them.
+            if own == other && (!whole || !item.on_base) {
                 continue;
             }
             // So does an adapter that saves a module with all that is in it.
@@ -288,10 +294,12 @@ fn one(
             encoding,
         },
         // With its whole weight, base + (adapted − base) is the adapted tensor, without two roundings on the way.
-        [_, adapted] if lone_adapter(&settings) => Action::Cast {
-            input: adapted.clone(),
-            encoding,
-        },
+        [_, adapted] if items[adapted.model - 1].on_base && lone_adapter(&settings) => {
+            Action::Cast {
+                input: adapted.clone(),
+                encoding,
+            }
+        }
         _ => return Ok(merged(name, shape, dtype, inputs, settings)),
     };
     Ok(output(name, shape, dtype, action))

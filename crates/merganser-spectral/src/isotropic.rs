@@ -141,10 +141,15 @@ impl Complement<'_> {
 
     /// The same for a tall D without E: EᵀE = DᵀD − CᵀC with C = U_cᵀ D. `None` if that loses too many digits.
     fn by_difference(&self, update: &Matrix, shared: &Matrix, k: usize) -> Result<Option<Svd>> {
-        let mut difference = gram(update)?;
+        // What overflows here does not where E is taken to a scale of its own.
+        let Ok(mut difference) = gram(update) else {
+            return Ok(None);
+        };
         let trace: f64 = (0..difference.rows()).map(|i| difference.get(i, i)).sum();
         let mut square = Symmetric::zeros(update.cols());
-        square.add_rows(shared.as_slice())?;
+        if square.add_rows(shared.as_slice()).is_err() {
+            return Ok(None);
+        }
         difference.add_scaled(-1.0, &square.to_square());
         let eigen = Eigen::leading(&difference, k)?;
         if eigen

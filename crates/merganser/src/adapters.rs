@@ -43,6 +43,12 @@ pub fn extract_lora(
     options: LoraOptions,
     observer: &dyn Observer,
 ) -> Result<LoraReport, Failure> {
+    if out.join("config.json").exists() && !out.join("adapter_config.json").exists() {
+        return Err(Failure::Usage(format!(
+            "'{}' holds a model, which an adapter does not replace; choose another folder",
+            out.display()
+        )));
+    }
     let opener = Opener::new(None);
     let (fine, base) = (model(&opener, fine)?, model(&opener, base)?);
     let job = ExtractLora {
@@ -135,7 +141,18 @@ pub fn apply(
                  task-vector`, or merge it with a recipe"
             )));
         }
-        opened.push(Item { model, weight });
+        if item.lora.is_some()
+            && (&item.path, &item.revision) != (&reference.path, &reference.revision)
+        {
+            return Err(Failure::Usage(format!(
+                "{name} is an adapter on another base than {base}; name the adapter alone to put it on {base}"
+            )));
+        }
+        opened.push(Item {
+            model,
+            weight,
+            on_base: true,
+        });
     }
     let format = Format {
         dtype,

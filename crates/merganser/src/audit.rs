@@ -257,7 +257,7 @@ fn same_base(
         if own > 0.0 && apart >= own {
             return Err(Failure::Usage(format!(
                 "{} is {:.2} of the length of {} away from it, as models are that have nothing to do with each other: both models \
-                 of a pair must be fine-tunes of this base",
+                 of a pair must be fine-tunes of this base; leave this pair out",
                 models[clean].label,
                 apart / own,
                 models[base].label
@@ -277,6 +277,7 @@ pub(crate) fn subtracted(pairs: Vec<Model>, lambda: f64) -> Vec<Item> {
         .map(|(i, model)| Item {
             model,
             weight: if i % 2 == 0 { -share } else { share },
+            on_base: false,
         })
         .collect()
 }

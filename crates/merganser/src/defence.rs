@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use merganser_plan::{Model, Plan, task_vector};
 use merganser_recipe::{Defence, Diagnostic, FloatType, ModelRef, Spanned};
 use merganser_run::{Merge, Observer, Opener, Provenance};
+use merganser_store::publish::STAGING;
 
 use crate::audit::{injected_mean, subtracted};
 use crate::workflow::{Steps, already_made, failure, plan_document};
@@ -132,7 +133,9 @@ impl Defended<'_> {
         // What is wrong with the vectors is found before the merge, which takes longer.
         injected_mean(&models, count)?;
         let (undefended, report) = self.undefended(observer)?;
-        models.push(of(&ModelRef::local(&undefended.display().to_string()))?);
+        let mut merged = of(&ModelRef::local(&undefended.display().to_string()))?;
+        merged.label = "the merge".into();
+        models.push(merged);
         let lambda = match &defence.lambda {
             _ if defence.projected => injected_mean(&models, count)?.coefficient.max(0.0),
             given => given.as_ref().map_or(LAMBDA, |lambda| lambda.value),
@@ -165,14 +168,20 @@ impl Defended<'_> {
             },
             observer,
         )?;
-        if report.is_some() {
-            plan.notes
-                .push("the report is that of the merge before the subtraction".into());
-            for name in ["report.html", "report.json"] {
+        for name in ["report.html", "report.json"] {
+            let from = undefended.join(name);
+            if from.exists() {
                 let to = out.join(name);
-                std::fs::copy(undefended.join(name), &to).map_err(|error| {
-                    Failure::Usage(format!("cannot write '{}': {error}", to.display()))
+                std::fs::copy(from, &to).map_err(|error| {
+                    Failure::Usage(format!(
+                        "the model is complete, but '{}' cannot be written: {error}",
+                        to.display()
+                    ))
                 })?;
+                let note = "the report is that of the merge before the subtraction";
+                if !plan.notes.iter().any(|known| known == note) {
+                    plan.notes.push(note.into());
+                }
             }
         }
         // A cache of ours, twice as large as the result: if it cannot be removed, the merge is still good.
@@ -189,7 +198,18 @@ impl Defended<'_> {
         let document = &mut steps.recipe.documents[self.document];
         document.out_dtype = Some(Spanned::new(FloatType::Float32, document.span));
         let name = document.name.as_ref().map_or("", |name| &name.value);
-        let folder = self.intermediate.join(format!("undefended-{name}"));
+        let folder = self
+            .intermediate
+            .join(format!(".undefended-{name}.merganser"));
+        let occupied = std::fs::read_dir(&folder).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != STAGING))
+        });
+        if occupied && !folder.join("merganser.json").exists() {
+            return Err(Failure::Usage(format!(
+                "'{}' is where the merge goes before it is defended, and holds other files; move them",
+                folder.display()
+            )));
+        }
         let plan = plan_document(&steps, self.document, self.opener, self.options)?;
         if already_made(&folder, &plan) {
             return Ok((folder, None));
@@ -203,7 +223,7 @@ impl Defended<'_> {
             out: &folder,
             overwrite: true,
             allow_nonfinite: self.options.allow_nonfinite,
-            no_sync: true,
+            no_sync: self.options.no_sync,
             part: None,
             memory: self.options.memory,
             provenance: &provenance,

@@ -272,11 +272,22 @@ pub fn carry(
         }
         Method::Mean | Method::Affine => {
             let out = mapped(stats, &prototypes, anchors()?, options, &mut report)?;
-            return Ok((out, report));
+            return in_range(out, report);
         }
     };
     let out = moved(stats, &prototypes, shifts, evidence, options, &mut report)?;
-    Ok((out, report))
+    in_range(out, report)
+}
+
+/// Refuses statistics that have left the range of numbers.
+fn in_range(stats: Stats, report: Carried) -> Result<(Stats, Carried)> {
+    if stats.means.check_finite().is_err() {
+        return Err(Error::Unfit(
+            "the moved means are not finite: the features are too large for their squares or sums"
+                .into(),
+        ));
+    }
+    Ok((stats, report))
 }
 
 /// Moves all by one map that is fitted to the anchors.
@@ -421,7 +432,7 @@ fn adversarial(
                 .sum();
             (before > 0.0).then(|| after / before)
         });
-        if closer.is_some_and(|closer| closer >= 1.0) {
+        if closer.is_some_and(|closer| closer > 1.0) {
             farther.push(class);
         }
         report.classes.push(ClassDrift {

@@ -36,6 +36,9 @@ use crate::error::{Error, Result, check_range};
 use crate::stats::covariance::{correlation, shrunk};
 use crate::tensors::spec;
 
+/// Numbers of factors that classes without a feature may take: a gigabyte.
+const MOST_ABSENT: usize = 1 << 27;
+
 /// How a Gaussian head is made.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GaussianOptions {
@@ -109,6 +112,14 @@ impl Pool {
             ));
         }
         let dim = self.dim();
+        let absent = self.counts().iter().filter(|&&count| count == 0).count();
+        if absent.saturating_mul(dim).saturating_mul(dim) > MOST_ABSENT {
+            return Err(Error::Unfit(format!(
+                "{absent} of {} classes have no feature, and each would take {dim}×{dim} numbers of the head; number the classes \
+                 that there are from 0 on",
+                self.classes()
+            )));
+        }
         let mut means = self.means().clone();
         if options.normalize {
             normalise(&mut means);

@@ -110,9 +110,10 @@ impl Pool {
             )));
         }
         if known > 1 << 24 {
-            return Err(Error::Unfit(format!(
-                "a client has class {largest}; number classes from 0 on"
-            )));
+            return Err(Error::Unfit(match classes {
+                Some(given) => format!("{given} classes were asked for; there may be 2^24"),
+                None => format!("a client has class {largest}; number classes from 0 on"),
+            }));
         }
         let (gram, within) = (gram(&clients)?, within(&mut clients));
         let mut rows: Vec<Row> = clients

@@ -153,6 +153,43 @@ fn a_defended_model_is_rounded_once_and_names_who_made_it() {
 }
 
 #[test]
+fn a_pair_may_be_an_adapter_on_its_base() {
+    let dir = with_models();
+    let merge = |name: &str, rest: &str| {
+        fs::write(dir.path().join("recipe.yml"), recipe(rest)).expect("a recipe");
+        run(dir.path(), ["merge", "recipe.yml", name]).done();
+        read_safetensors(&dir.path().join(name).join("model.safetensors"))
+    };
+    let plain = merge("plain", "");
+    let found = merge(
+        "defended",
+        "defend: {ibvs: ['base+adapter:base'], lambda: 1}\n",
+    );
+    let mut moved = Vec::new();
+    for (name, tensor) in &found {
+        if tensor.values != plain[name].values {
+            moved.push(name.as_str());
+        }
+    }
+    // Only what the adapter changes has a backdoor vector.
+    assert!(!moved.is_empty());
+    assert!(
+        moved
+            .iter()
+            .all(|name| name.contains("q_proj") || name.contains("v_proj")),
+        "{moved:?}"
+    );
+    fs::write(dir.path().join("recipe.yml"), recipe("")).expect("a recipe");
+    let other = ["apply", "dense", "base+adapter", "-o", "x"];
+    let refused = run(dir.path(), other).refused();
+    assert!(
+        refused.stderr.contains("name the adapter alone"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
 fn an_interrupted_defence_goes_on() {
     let dir = with_models();
     let text = recipe("defend: {ibvs: ['low-rank:sparse'], lambda: auto}\n");
@@ -163,7 +200,7 @@ fn an_interrupted_defence_goes_on() {
     fs::write(dir.path().join("out/.partial-merganser"), "").expect("a file");
     let failed = run(dir.path(), ["merge", "recipe.yml", "out"]);
     assert_ne!(failed.code, Some(0));
-    let left = dir.path().join(".out.intermediate/undefended-");
+    let left = dir.path().join(".out.intermediate/.undefended-.merganser");
     assert!(left.join("model.safetensors").exists(), "{}", failed.stderr);
     fs::remove_file(dir.path().join("out/.partial-merganser")).expect("a file");
     let done = run(dir.path(), ["merge", "recipe.yml", "out", "--json"]).done();
