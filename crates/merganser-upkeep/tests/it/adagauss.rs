@@ -7,7 +7,7 @@ use merganser_model::mlp::Dense;
 use merganser_model::{Mlp, Pointwise};
 use merganser_testkit::golden::Tensor;
 use merganser_upkeep::Matrix;
-use merganser_upkeep::drift::{Affine, Drift, Map, affine, orthogonal};
+use merganser_upkeep::drift::{Affine, Drift, Map, affine, nearest_prototypes, orthogonal};
 use merganser_upkeep::heads::{Gaussian, GaussianOptions, Pool};
 use merganser_upkeep::stats::collapse::{collapse, cutoff, pivots};
 use merganser_upkeep::stats::covariance::{correlation, factor, shrunk, with_diagonal};
@@ -266,6 +266,11 @@ fn gaussian_heads_are_those_of_the_authors_and_of_the_textbook() {
                 tolerance,
             );
         }
+
+        // By means alone, as they are.
+        let nearest = nearest_prototypes(&matrix(&inputs["means"]), &features);
+        let nearest: Vec<f64> = nearest.iter().map(|&class| class as f64).collect();
+        assert_eq!(nearest, expected["pred_nmc"].values, "{name}");
 
         // The textbook's, with the covariances as they are.
         let full = head(&GaussianOptions::likelihood(0.0, 0.0));

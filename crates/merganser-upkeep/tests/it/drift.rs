@@ -51,6 +51,29 @@ fn drift(from: &str, to: &str, old: &Matrix, new: &Matrix) -> Drift {
     }
 }
 
+/// The distillation losses of training are 1 minus the mean cosine that a fit reports; its contrastive loss has no place here.
+#[test]
+fn the_cosine_of_a_fit_is_that_of_distillation() {
+    let (inputs, expected, (relative, _)) = case("losses_n8_neg7");
+    for (which, key) in [("queries", "kd_query"), ("documents", "kd_doc")] {
+        let unit = |name: &str| {
+            let mut rows = matrix(&inputs[name]);
+            let lengths: Vec<f64> = rows
+                .row_dots(&rows)
+                .iter()
+                .map(|x| 1.0 / x.sqrt())
+                .collect();
+            rows.scale_rows(&lengths);
+            rows
+        };
+        let old = unit(&format!("{which}_old"));
+        let anchors = Anchors::new(old, unit(which), None).unwrap();
+        let (_, found) = anchors.fit("old", "new", &FitOptions::default()).unwrap();
+        let loss = 1.0 - found.cosine_before.unwrap();
+        close(key, &[loss], &expected[key].values, (relative, 1e-5));
+    }
+}
+
 #[test]
 fn one_vector_takes_queries_to_the_old_space() {
     for name in [
