@@ -2,6 +2,8 @@
 //! different order of a few neighbouring tokens of texts. What is changed, and how, follows from a seed and the number of
 //! the sample in its source.
 
+use merganser_kernels::random;
+
 use crate::samples::{Inputs, Samples};
 use crate::text::Sequence;
 
@@ -24,7 +26,7 @@ impl Samples {
         match &mut self.inputs {
             Inputs::Text { sequences, .. } => {
                 for (sequence, row) in sequences.iter_mut().zip(&self.rows) {
-                    exchange(sequence, &mut Numbers::new(seed, *row));
+                    exchange(sequence, &mut random::Sequence::new(seed, *row));
                 }
             }
             Inputs::Images(images) => images.changed = Some((seed, self.rows.clone())),
@@ -34,12 +36,12 @@ impl Samples {
 }
 
 /// Exchanges neighbours. The first and the last token are special in most models and stay.
-fn exchange(sequence: &mut Sequence, numbers: &mut Numbers) {
+fn exchange(sequence: &mut Sequence, numbers: &mut random::Sequence) {
     let end = sequence.ids.len().saturating_sub(1);
     let mut at = 1;
     while at + 1 < end {
         let alike = sequence.types.get(at) == sequence.types.get(at + 1);
-        if numbers.next() < SWAPPED && alike {
+        if numbers.symmetric().abs() < SWAPPED && alike {
             sequence.ids.swap(at, at + 1);
             at += 1;
         }
@@ -54,10 +56,13 @@ pub(crate) fn image(
     seed: u64,
     row: u64,
 ) -> Vec<f32> {
-    let mut numbers = Numbers::new(seed, row);
-    let mut step = |size: usize| (numbers.between(MOVED) * size as f64).round() as isize;
+    let mut numbers = random::Sequence::new(seed, row);
+    let mut step = |size: usize| (MOVED * numbers.symmetric() * size as f64).round() as isize;
     let (down, right) = (step(height), step(width));
-    let (contrast, brightness) = (1.0 + numbers.between(LIGHT), numbers.between(LIGHT));
+    let (contrast, brightness) = (
+        1.0 + LIGHT * numbers.symmetric(),
+        LIGHT * numbers.symmetric(),
+    );
     let from =
         |i: usize, by: isize, size: usize| (i as isize - by).clamp(0, size as isize - 1) as usize;
     let mut out = Vec::with_capacity(pixels.len());
@@ -71,34 +76,6 @@ pub(crate) fn image(
         }
     }
     out
-}
-
-/// The splitmix64 sequence of a seed and a row.
-struct Numbers(u64);
-
-impl Numbers {
-    fn new(seed: u64, row: u64) -> Self {
-        Self(seed ^ row.wrapping_mul(0xd134_2543_de82_ef95))
-    }
-
-    /// From 0 to 1, without 1.
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// From −most to most.
-    fn between(&mut self, most: f64) -> f64 {
-        most * (2.0 * self.next() - 1.0)
-    }
-
-    /// Nearly standard normal: the sum of twelve numbers of variance 1/12, the same on every machine.
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.next()).sum::<f64>() - 6.0
-    }
 }
 
 #[cfg(test)]
@@ -117,7 +94,7 @@ mod tests {
         };
         let change = |seed| {
             let mut changed = sequence.clone();
-            exchange(&mut changed, &mut Numbers::new(seed, 3));
+            exchange(&mut changed, &mut random::Sequence::new(seed, 3));
             changed.ids
         };
         let changed = change(1);
@@ -140,7 +117,7 @@ mod tests {
                 decoder: Vec::new(),
                 target: Vec::new(),
             };
-            exchange(&mut few, &mut Numbers::new(0, 0));
+            exchange(&mut few, &mut random::Sequence::new(0, 0));
             assert_eq!(few.ids, vec![7; short]);
         }
     }

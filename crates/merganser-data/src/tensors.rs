@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use merganser_kernels::convert::{Float, decode};
+use merganser_model::kernel_float;
 use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 use merganser_store::source::{ReadAt, SourceFile};
@@ -257,7 +258,7 @@ impl Array {
     pub(crate) fn element(&self) -> Element {
         match self.dtype {
             Dtype::U8 => Element::Byte,
-            dtype if float(dtype).is_some() => Element::Float,
+            dtype if kernel_float(dtype).is_some() => Element::Float,
             _ => Element::Integer,
         }
     }
@@ -311,7 +312,7 @@ impl Array {
     /// `count` elements of any type, from element `from` on.
     pub(crate) fn numbers(&self, from: usize, count: usize) -> Result<Vec<f64>> {
         let bytes = self.elements(from, count)?;
-        match float(self.dtype) {
+        match kernel_float(self.dtype) {
             Some(Float::F64) => {
                 let (numbers, _) = bytes.as_chunks::<8>();
                 Ok(numbers.iter().map(|b| f64::from_le_bytes(*b)).collect())
@@ -338,7 +339,7 @@ impl Array {
 
     /// One row of floating-point elements.
     pub(crate) fn floats(&self, row: usize) -> Result<Vec<f32>> {
-        let Some(kind) = float(self.dtype) else {
+        let Some(kind) = kernel_float(self.dtype) else {
             return Err(self.refuse(format!(
                 "found {}, expected floating-point numbers",
                 self.dtype
@@ -354,18 +355,6 @@ impl Array {
         integers(self.dtype, &self.bytes(row)?)
             .ok_or_else(|| self.refuse(format!("found {}, expected integers", self.dtype)))
     }
-}
-
-pub(crate) fn float(dtype: Dtype) -> Option<Float> {
-    Some(match dtype {
-        Dtype::F64 => Float::F64,
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::BF16 => Float::BF16,
-        Dtype::F8E4M3 => Float::F8E4M3,
-        Dtype::F8E5M2 => Float::F8E5M2,
-        _ => return None,
-    })
 }
 
 fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {

@@ -7,7 +7,8 @@
 //!    multiply-add, no re-associated sum. Where a sum needs lanes, the lanes and their folding tree are fixed ([`reduce`]).
 //! 2. The payload and the sign of a NaN are the only bits on which IEEE 754 machines may differ, so every NaN is made
 //!    canonical where it would become visible: when it is encoded ([`convert`]) or turned into a key ([`keys`]).
-//! 3. Random numbers are a function of (seed, tensor, model, element index), not of a generator's history ([`mask`]).
+//! 3. Random numbers are a function of (seed, tensor, model, element index), not of a generator's history ([`mask`]);
+//!    what is drawn in order, one number after the other, is a function of (seed, stream) ([`random`]).
 //!
 //! Kernels take slices of equal length and panic when the lengths differ: lengths come from the caller's own buffers,
 //! never from a file or a user.
@@ -29,6 +30,7 @@ pub mod mask;
 pub mod order;
 pub mod planes;
 pub mod precision;
+pub mod random;
 pub mod ranked;
 pub mod reduce;
 pub mod sparse;

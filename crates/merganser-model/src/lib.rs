@@ -66,4 +66,4 @@ pub use op::{
 pub use pointwise::Pointwise;
 pub use state::State;
 pub use walk::{Observer, walk};
-pub use weights::{CheckpointWeights, StageWeights, Weights, shapes};
+pub use weights::{CheckpointWeights, StageWeights, Weights, kernel_float, shapes};

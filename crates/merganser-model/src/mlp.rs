@@ -7,12 +7,13 @@
 
 use std::cmp::Ordering;
 
-use merganser_kernels::convert::{Float, decode};
+use merganser_kernels::convert::decode;
 use merganser_store::Dtype;
 use merganser_store::checkpoint::{Checkpoint, TensorInfo};
 
 use crate::error::{ModelError, Result};
 use crate::pointwise::Pointwise;
+use crate::weights::kernel_float;
 
 /// One linear layer, y = W x + b.
 #[derive(Debug, Clone, PartialEq)]
@@ -331,18 +332,11 @@ pub fn read_real(checkpoint: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f64
 /// Little-endian numbers of a real type as f64, without rounding; nothing for other types. Bytes beyond the last whole
 /// number are left out.
 pub fn decode_real(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f64>> {
-    let float = match dtype {
-        Dtype::F64 => {
-            let whole = bytes.as_chunks::<8>().0;
-            return Some(whole.iter().map(|&b| f64::from_le_bytes(b)).collect());
-        }
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::BF16 => Float::BF16,
-        Dtype::F8E4M3 => Float::F8E4M3,
-        Dtype::F8E5M2 => Float::F8E5M2,
-        _ => return None,
-    };
+    if dtype == Dtype::F64 {
+        let whole = bytes.as_chunks::<8>().0;
+        return Some(whole.iter().map(|&b| f64::from_le_bytes(b)).collect());
+    }
+    let float = kernel_float(dtype)?;
     let count = bytes.len() / float.size();
     let mut narrow = vec![0.0_f32; count];
     decode(float, &bytes[..count * float.size()], &mut narrow);

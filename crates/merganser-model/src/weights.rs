@@ -73,7 +73,7 @@ impl<'a> CheckpointWeights<'a> {
     fn info(&self, name: &str) -> Result<(&TensorInfo, Float)> {
         let info = self.checkpoint.tensors().get(name);
         let info = info.ok_or_else(|| ModelError::NoWeight(name.to_owned()))?;
-        let float = float(info.dtype).ok_or_else(|| ModelError::NotFloat {
+        let float = kernel_float(info.dtype).ok_or_else(|| ModelError::NotFloat {
             tensor: name.to_owned(),
             found: info.dtype.name().to_owned(),
         })?;
@@ -89,7 +89,8 @@ pub fn shapes(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<usize>> {
         .collect()
 }
 
-fn float(dtype: Dtype) -> Option<Float> {
+/// The kernels' name of a stored type; `None` if it is not one of real numbers.
+pub fn kernel_float(dtype: Dtype) -> Option<Float> {
     Some(match dtype {
         Dtype::F64 => Float::F64,
         Dtype::F32 => Float::F32,

@@ -28,6 +28,7 @@
 
 mod diagnostic;
 mod dtype;
+mod injected;
 mod model_ref;
 mod nearest;
 mod order;
@@ -42,11 +43,12 @@ mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, quoted};
 pub use dtype::FloatType;
+pub use injected::{InjectedPair, InjectedPairError};
 pub use model_ref::{AdapterRef, ModelRef, ModelRefError};
 pub use nearest::nearest;
 pub use recipe::{
-    Body, Calibration, Defence, Document, InjectedPair, Module, OutputKind, ParseOptions, Prior,
-    Recipe, Slice, Source, TokenizerSource, TokenizerSpec,
+    Body, Calibration, Defence, Document, Module, OutputKind, ParseOptions, Prior, Recipe, Slice,
+    Source, TokenizerSource, TokenizerSpec,
 };
 pub use setting::{Case, Parameters, Setting};
 pub use span::{SourceText, Span, Spanned};

@@ -2,6 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::dtype::FloatType;
+use crate::injected::InjectedPair;
 use crate::model_ref::ModelRef;
 use crate::setting::Parameters;
 use crate::span::{SourceText, Span, Spanned};
@@ -78,15 +79,6 @@ pub struct Defence {
     pub projected: bool,
     /// The whole entry.
     pub span: Span,
-}
-
-/// A fine-tune with a backdoor that was put in on purpose, and the clean one of the same task and base.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InjectedPair {
-    /// The one with the backdoor.
-    pub backdoored: ModelRef,
-    /// The clean one.
-    pub clean: ModelRef,
 }
 
 /// What a document or module merges.
@@ -233,9 +225,7 @@ impl Document {
 impl Defence {
     /// Every mention of a model, pair by pair, the backdoored one first.
     pub fn model_refs(&self) -> impl Iterator<Item = &ModelRef> {
-        self.ibvs
-            .iter()
-            .flat_map(|pair| [&pair.backdoored, &pair.clean])
+        self.ibvs.iter().flat_map(InjectedPair::models)
     }
 }
 

@@ -50,7 +50,8 @@ pub fn extract_lora(
         )));
     }
     let opener = Opener::new(None);
-    let (fine, base) = (model(&opener, fine)?, model(&opener, base)?);
+    let (fine, base) = (reference(fine)?, reference(base)?);
+    let (fine, base) = (model(&opener, &fine)?, model(&opener, &base)?);
     let job = ExtractLora {
         fine: &fine,
         base: &base,
@@ -84,8 +85,9 @@ pub fn extract_task_vector(
         dtype,
         shard_size: options.plan.shard_size,
     };
-    let plan = task_vector::difference(model(&opener, fine)?, model(&opener, base)?, format)
-        .map_err(Failure::Usage)?;
+    let fine_model = model(&opener, &reference(fine)?)?;
+    let base_model = model(&opener, &reference(base)?)?;
+    let plan = task_vector::difference(fine_model, base_model, format).map_err(Failure::Usage)?;
     let recipe = format!("# merganser extract task-vector {fine} {base}\n");
     // A model card would present it as a model.
     let options = MergeOptions {
@@ -122,7 +124,7 @@ pub fn apply(
             "'{base}' has an adapter already: name it among what is applied"
         )));
     }
-    let base_model = model(&opener, base)?;
+    let base_model = model(&opener, &reference)?;
     if task_vector::is_task_vector(&base_model) {
         return Err(Failure::Usage(format!(
             "{base} is a task vector, not a model: name the base first"
@@ -178,15 +180,14 @@ pub(crate) fn provenance(recipe: String, out: &Path, options: &MergeOptions) -> 
     }
 }
 
-fn reference(text: &str) -> Result<ModelRef, Failure> {
+pub(crate) fn reference(text: &str) -> Result<ModelRef, Failure> {
     text.parse()
         .map_err(|error| Failure::Usage(format!("'{text}' names no model: {error}")))
 }
 
-pub(crate) fn model(opener: &Opener, text: &str) -> Result<Model, Failure> {
-    let reference = reference(text)?;
+pub(crate) fn model(opener: &Opener, reference: &ModelRef) -> Result<Model, Failure> {
     opener
-        .model(&reference)
+        .model(reference)
         .map_err(|reason| Failure::Usage(format!("cannot open model {reference}: {reason}")))
 }
 

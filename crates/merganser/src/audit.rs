@@ -5,45 +5,15 @@ use std::path::Path;
 
 use merganser_plan::task_vector::{self, Format, Item};
 use merganser_plan::{Model, Plan};
+use merganser_recipe::{InjectedPair, ModelRef};
 use merganser_run::differences::{Differences, differences};
 use merganser_run::{Observer, Opener};
 use merganser_store::Dtype;
 use merganser_trust::vectors::{AgainstMean, against_mean};
 
-use crate::adapters::{model, provenance};
+use crate::adapters::{model, provenance, reference};
 use crate::workflow::{carry_out, plan_recipe};
 use crate::{Failure, MergeOptions};
-
-/// A fine-tune with an injected backdoor and the clean one of the same task and base.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Injected {
-    /// The one with the backdoor.
-    pub backdoored: String,
-    /// The clean one.
-    pub clean: String,
-}
-
-impl std::str::FromStr for Injected {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some((backdoored, clean)) if !backdoored.is_empty() && !clean.is_empty() => Ok(Self {
-                backdoored: backdoored.to_owned(),
-                clean: clean.to_owned(),
-            }),
-            _ => Err(format!(
-                "'{text}' is no pair; write BACKDOORED:CLEAN, two models"
-            )),
-        }
-    }
-}
-
-impl std::fmt::Display for Injected {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.backdoored, self.clean)
-    }
-}
 
 /// Products of the updates of a sequence of models, `models[0]` the first: each against the one before it, or all against
 /// the first.
@@ -51,7 +21,11 @@ impl std::fmt::Display for Injected {
 /// # Errors
 /// See [`Failure`].
 pub fn updates(models: &[String], from_first: bool) -> Result<Differences, Failure> {
-    let opened = open(models.iter().map(String::as_str))?;
+    let references = models
+        .iter()
+        .map(|name| reference(name))
+        .collect::<Result<Vec<_>, _>>()?;
+    let opened = open(references.iter())?;
     let pairs: Vec<(usize, usize)> = (1..opened.len())
         .map(|t| (t, if from_first { 0 } else { t - 1 }))
         .collect();
@@ -63,11 +37,11 @@ pub fn updates(models: &[String], from_first: bool) -> Result<Differences, Failu
 /// # Errors
 /// If a clean model is of another base, unless `force` is set; see [`Failure`].
 pub fn backdoor_vectors(
-    pairs: &[Injected],
+    pairs: &[InjectedPair],
     base: Option<&str>,
     force: bool,
 ) -> Result<Differences, Failure> {
-    let opened = open(names(pairs).chain(base))?;
+    let opened = open_pairs(pairs, base)?;
     let mut wanted = vectors(pairs.len());
     if base.is_some() {
         let last = opened.len() - 1;
@@ -98,7 +72,7 @@ pub struct Contributors {
 pub fn contributors(
     recipe: &Path,
     text: &str,
-    injected: &[Injected],
+    injected: &[InjectedPair],
     force: bool,
     options: &MergeOptions,
 ) -> Result<Contributors, Failure> {
@@ -120,7 +94,7 @@ pub fn contributors(
     let labels = own.iter().map(|&i| models[i].label.clone()).collect();
     let mut wanted: Vec<(usize, usize)> = own.iter().map(|&i| (i, base)).collect();
     let first = models.len();
-    models.extend(open(names(injected))?);
+    models.extend(open_pairs(injected, None)?);
     let shifted = vectors(injected.len()).into_iter();
     wanted.extend(shifted.map(|(a, b)| (a + first, b + first)));
     let behind = wanted.len();
@@ -151,7 +125,7 @@ pub enum Amount {
 /// See [`Failure`]; `out` is then as it was before.
 pub fn subtract(
     merged: &str,
-    injected: &[Injected],
+    injected: &[InjectedPair],
     amount: &Amount,
     out: &Path,
     dtype: Option<Dtype>,
@@ -162,19 +136,18 @@ pub fn subtract(
         Amount::Projected(base) => Some(base.as_str()),
         Amount::Given(_) => None,
     };
-    let mut models = open(names(injected).chain(base))?;
+    let mut models = open_pairs(injected, base)?;
+    let whole = model(&Opener::new(None), &reference(merged)?)?;
     let (lambda, whole) = match amount {
         Amount::Given(lambda) => {
             injected_mean(&models, injected.len())?;
-            (*lambda, model(&Opener::new(None), merged)?)
+            (*lambda, whole)
         }
         Amount::Projected(_) => {
-            models.push(model(&Opener::new(None), merged)?);
+            models.push(whole);
             let mean = injected_mean(&models, injected.len())?;
-            (
-                mean.coefficient.max(0.0),
-                models.swap_remove(models.len() - 1),
-            )
+            let whole = models.swap_remove(models.len() - 1);
+            (mean.coefficient.max(0.0), whole)
         }
     };
     models.truncate(2 * injected.len());
@@ -194,7 +167,7 @@ pub fn subtract(
         shard_size: options.plan.shard_size,
     };
     let plan = task_vector::apply(whole, items, format).map_err(Failure::Usage)?;
-    let list: Vec<String> = injected.iter().map(Injected::to_string).collect();
+    let list: Vec<String> = injected.iter().map(InjectedPair::to_string).collect();
     let recipe = format!(
         "# merganser bv apply {merged} --injected {} --lambda {lambda}\n",
         list.join(" --injected ")
@@ -282,17 +255,19 @@ pub(crate) fn subtracted(pairs: Vec<Model>, lambda: f64) -> Vec<Item> {
         .collect()
 }
 
-fn names(pairs: &[Injected]) -> impl Iterator<Item = &str> {
-    pairs
-        .iter()
-        .flat_map(|pair| [pair.backdoored.as_str(), pair.clean.as_str()])
-}
-
 fn vectors(count: usize) -> Vec<(usize, usize)> {
     (0..count).map(|i| (2 * i, 2 * i + 1)).collect()
 }
 
-fn open<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Model>, Failure> {
+fn open<'a>(references: impl Iterator<Item = &'a ModelRef>) -> Result<Vec<Model>, Failure> {
     let opener = Opener::new(None);
-    names.map(|name| model(&opener, name)).collect()
+    references
+        .map(|reference| model(&opener, reference))
+        .collect()
+}
+
+/// The models of pairs, and behind them that of `base`.
+fn open_pairs(pairs: &[InjectedPair], base: Option<&str>) -> Result<Vec<Model>, Failure> {
+    let base = base.map(reference).transpose()?;
+    open(pairs.iter().flat_map(InjectedPair::models).chain(&base))
 }

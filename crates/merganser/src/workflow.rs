@@ -305,16 +305,6 @@ pub fn merge_recipe(
         let to = place(document);
         let mut plan = plan_document(&steps, document, &opener, options)?;
         defence::announce(&steps, document, &opener, &mut plan)?;
-        if !is_last && already_made(&to, &plan) {
-            opener.named.extend(name.clone().map(|name| (name, to)));
-            done.push(Planned {
-                name,
-                plan,
-                source: steps.recipe.source.clone(),
-                report: None,
-            });
-            continue;
-        }
         let provenance = Provenance {
             recipe: text.to_owned(),
             title: title(name.as_deref(), out),
@@ -322,7 +312,10 @@ pub fn merge_recipe(
             hash_inputs: options.hash_inputs,
         };
         let overwrite = options.overwrite || !is_last;
-        if let Some(defence) = &steps.recipe.documents[document].defence {
+        let defence = &steps.recipe.documents[document].defence;
+        let (plan, report) = if !is_last && already_made(&to, &plan) {
+            (plan, None)
+        } else if let Some(defence) = defence {
             let defended = Defended {
                 steps: &steps,
                 document,
@@ -332,33 +325,27 @@ pub fn merge_recipe(
                 provenance: &provenance,
                 overwrite,
             };
-            let (plan, report) = defended.merge(plan, defence, &to, observer)?;
-            opener.named.extend(name.clone().map(|name| (name, to)));
-            done.push(Planned {
-                name,
-                plan,
-                source: steps.recipe.source.clone(),
-                report,
-            });
-            continue;
-        }
-        let job = Merge {
-            plan: &plan,
-            out: &to,
-            overwrite,
-            allow_nonfinite: options.allow_nonfinite,
-            no_sync: options.no_sync,
-            part: options.part,
-            memory: options.memory,
-            provenance: &provenance,
+            defended.merge(plan, defence, &to, observer)?
+        } else {
+            if plan.calibrated.is_some() && options.part.is_some() {
+                return Err(Failure::Usage(format!(
+                    "{} merges layer after layer, each with what the ones before give: it cannot be cut into parts",
+                    plan.info().name
+                )));
+            }
+            let job = Merge {
+                plan: &plan,
+                out: &to,
+                overwrite,
+                allow_nonfinite: options.allow_nonfinite,
+                no_sync: options.no_sync,
+                part: options.part,
+                memory: options.memory,
+                provenance: &provenance,
+            };
+            let report = merganser_run::merge(&job, observer)?;
+            (plan, report)
         };
-        if plan.calibrated.is_some() && options.part.is_some() {
-            return Err(Failure::Usage(format!(
-                "{} merges layer after layer, each with what the ones before give: it cannot be cut into parts",
-                plan.info().name
-            )));
-        }
-        let report = merganser_run::merge(&job, observer)?;
         opener.named.extend(name.clone().map(|name| (name, to)));
         done.push(Planned {
             name,

@@ -26,7 +26,7 @@ pub use write::{write_integers, write_numbers, write_vectors};
 
 use crate::arrays::Arrays;
 use crate::error::{Error, Result, list};
-use crate::tensors::float;
+use merganser_model::kernel_float;
 
 /// Bytes of vectors that are read at a time.
 const BLOCK: usize = 1 << 20;
@@ -94,9 +94,9 @@ impl VectorFile {
             let matrices: Vec<&str> = arrays
                 .names()
                 .filter(|name| {
-                    arrays
-                        .get(name)
-                        .is_ok_and(|array| array.shape.len() == 2 && float(array.dtype()).is_some())
+                    arrays.get(name).is_ok_and(|array| {
+                        array.shape.len() == 2 && kernel_float(array.dtype()).is_some()
+                    })
                 })
                 .collect();
             match matrices[..] {
@@ -131,7 +131,7 @@ impl VectorFile {
             }
         };
         let array = arrays.get(&name)?;
-        let (&[rows, dim], true) = (&array.shape[..], float(array.dtype()).is_some()) else {
+        let (&[rows, dim], true) = (&array.shape[..], kernel_float(array.dtype()).is_some()) else {
             return Err(array.refuse(format!(
                 "{} of shape {:?}; expected real numbers of shape (vectors, length)",
                 array.dtype(),

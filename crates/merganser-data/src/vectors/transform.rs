@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use merganser_kernels::convert::{Float, all_finite, decode, encode};
+use merganser_model::kernel_float;
 use merganser_store::Dtype;
 use merganser_store::header::{self, TensorSpec};
 use merganser_store::new_file::NewFile;
@@ -16,7 +17,7 @@ use super::write::npy_header;
 use super::{Body, Rows, VectorFile, parquet};
 use crate::arrays::{Arrays, is_npy};
 use crate::error::{Error, Result};
-use crate::tensors::{Array, float};
+use crate::tensors::Array;
 
 /// What is done to rows; the number of the first is given. The answer to rows that cannot be used is what is wrong.
 pub(super) type Change<'a> = dyn Fn(usize, Rows<'_>) -> Result<(), String> + Sync + 'a;
@@ -66,7 +67,7 @@ impl VectorFile {
         change: &Change<'_>,
     ) -> Result<()> {
         let array = arrays.get(&self.name)?;
-        let Some(kind) = float(self.dtype) else {
+        let Some(kind) = kernel_float(self.dtype) else {
             return Err(self.refuse(format!("found {}, expected real numbers", self.dtype)));
         };
         if is_npy(out) {

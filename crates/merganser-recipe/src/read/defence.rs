@@ -1,8 +1,9 @@
 //! `defend`: backdoor vectors that are subtracted from what was merged.
 
 use crate::diagnostic::{Diagnostic, quoted};
+use crate::injected::{InjectedPair, InjectedPairError};
 use crate::model_ref::ModelRef;
-use crate::recipe::{Defence, InjectedPair};
+use crate::recipe::Defence;
 use crate::span::Spanned;
 use crate::value::Value;
 use crate::yaml::{Kind, Node};
@@ -116,27 +117,29 @@ impl Reader {
                 clean: clean?,
             });
         };
-        let parts: Vec<&str> = text.split(':').collect();
-        let [backdoored, clean] = parts[..] else {
-            self.note(
-                Diagnostic::error(format!("{} is no pair of models", quoted(text)))
-                    .label(node.span, "expected `BACKDOORED:CLEAN`")
-                    .help("models with a colon in their names are written as `{backdoored: …, clean: …}`"),
-            );
-            return None;
-        };
-        let mut model = |text: &str| match text.parse::<ModelRef>() {
-            Ok(model) => Some(ModelRef {
-                span: node.span,
-                ..model
-            }),
-            Err(error) => self.bad_model(node, "a pair of `ibvs`", &error),
-        };
-        let (backdoored, clean) = (model(backdoored), model(clean));
-        Some(InjectedPair {
-            backdoored: backdoored?,
-            clean: clean?,
-        })
+        match text.parse::<InjectedPair>() {
+            Ok(pair) => {
+                let here = |model| ModelRef {
+                    span: node.span,
+                    ..model
+                };
+                Some(InjectedPair {
+                    backdoored: here(pair.backdoored),
+                    clean: here(pair.clean),
+                })
+            }
+            Err(InjectedPairError::Model(error)) => {
+                self.bad_model(node, "a pair of `ibvs`", &error)
+            }
+            Err(InjectedPairError::Colon) => {
+                self.note(
+                    Diagnostic::error(format!("{} is no pair of models", quoted(text)))
+                        .label(node.span, "expected `BACKDOORED:CLEAN`")
+                        .help("models with a colon in their names are written as `{backdoored: …, clean: …}`"),
+                );
+                None
+            }
+        }
     }
 }
 

@@ -176,10 +176,7 @@ fn by_factors(
     let failed = |problem: &dyn std::fmt::Display| {
         RunError::Calibration(format!("tensor '{}': {problem}", output.name))
     };
-    let base = plan
-        .base
-        .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
-    let base = values(&tensors.of_model(base), output)?;
+    let base = in_base(plan, tensors, output)?;
     let mut turned = None;
     let tasks = &projection.calibrated.tasks;
     let found = tasks
@@ -223,11 +220,7 @@ fn by_factors(
             base.len()
         )));
     }
-    Ok(base
-        .iter()
-        .zip(update.as_slice())
-        .map(|(w, x)| (f64::from(*w) + x) as f32)
-        .collect())
+    Ok(moved(&base, update.as_slice()))
 }
 
 /// The bias of the base with the merged change of the adapters.
@@ -238,10 +231,7 @@ fn shifted(
     settings: &Settings,
 ) -> Result<Vec<f32>, RunError> {
     let plan = projection.plan;
-    let base = plan
-        .base
-        .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
-    let base = values(&tensors.of_model(base), output)?;
+    let base = in_base(plan, tensors, output)?;
     let tasks: Vec<(&Model, f64)> = projection
         .calibrated
         .tasks
@@ -252,11 +242,20 @@ fn shifted(
     let seed = seed_of(plan.seed, &output.name);
     let change = merged_bias(&tasks, &output.name, &method, seed)?;
     let change = change.map_or_else(|| vec![0.0; base.len()], Matrix::into_vec);
-    Ok(base
-        .iter()
-        .zip(change)
-        .map(|(b, x)| (f64::from(*b) + x) as f32)
-        .collect())
+    Ok(moved(&base, &change))
+}
+
+/// The values of a tensor in the base.
+fn in_base(plan: &Plan, tensors: &Tensors<'_>, output: &Output) -> Result<Vec<f32>, RunError> {
+    let base = plan
+        .base
+        .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
+    values(&tensors.of_model(base), output)
+}
+
+fn moved(base: &[f32], change: &[f64]) -> Vec<f32> {
+    let both = base.iter().zip(change);
+    both.map(|(w, x)| (f64::from(*w) + x) as f32).collect()
 }
 
 /// The weight that the recipe gives a task in a tensor.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use merganser_data::VectorFile;
+use merganser_kernels::random::Sequence;
 use merganser_linalg::{Matrix, Symmetric};
 
 use super::Stats;
-use super::random::next;
 use crate::error::{Error, Result, check_size};
 
 /// What is computed of features.
@@ -58,9 +58,9 @@ impl Stats {
                 1
             };
             if parts > 1 {
-                let mut state = options.seed ^ (class as u64).rotate_left(32);
+                let mut sequence = Sequence::new(options.seed, class as u64);
                 for i in (1..n).rev() {
-                    members.swap(i, (next(&mut state) % (i as u64 + 1)) as usize);
+                    members.swap(i, (sequence.bits() % (i as u64 + 1)) as usize);
                 }
             }
             for part in 0..parts {

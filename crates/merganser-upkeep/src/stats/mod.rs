@@ -21,7 +21,6 @@ mod build;
 pub mod collapse;
 pub mod covariance;
 mod merge;
-mod random;
 mod sample;
 
 use std::cmp::Ordering;
@@ -35,7 +34,6 @@ use merganser_store::new_file::write_tensors;
 
 pub use adapter::Adapter;
 pub use build::BuildOptions;
-pub use random::normals;
 pub use sample::{Draw, SampleOptions, Sampled, Strategy, draw_features};
 
 use crate::error::{Error, Result};

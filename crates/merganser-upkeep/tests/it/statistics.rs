@@ -1,5 +1,6 @@
 //! What statistics, their adaptation and their heads promise.
 
+use merganser_kernels::random::Sequence;
 use merganser_linalg::gemm;
 use merganser_model::mlp::Dense;
 use merganser_model::{Mlp, Pointwise};
@@ -8,12 +9,12 @@ use merganser_upkeep::drift::Affine;
 use merganser_upkeep::heads::{GaussianOptions, Kind, Pool};
 use merganser_upkeep::report::{Changes, Report};
 use merganser_upkeep::stats::collapse::collapse;
-use merganser_upkeep::stats::{Adapter, SampleOptions, Stats, Strategy, normals};
+use merganser_upkeep::stats::{Adapter, SampleOptions, Stats, Strategy};
 use proptest::prelude::*;
 
 fn numbers(seed: u64, rows: usize, cols: usize) -> Matrix {
-    let mut draw = normals(seed, 0);
-    Matrix::from_fn(rows, cols, |_, _| draw())
+    let mut sequence = Sequence::new(seed, 0);
+    Matrix::from_fn(rows, cols, |_, _| sequence.normal())
 }
 
 /// A regular covariance.

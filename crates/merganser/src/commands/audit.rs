@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use merganser::audit::Injected;
+use merganser::recipe::InjectedPair;
 use merganser::trust::sequence::{Rule, Score, Updates, score};
 use merganser::trust::vectors::against_mean;
 use merganser::{Failure, MergeOptions};
@@ -70,7 +70,7 @@ pub(crate) struct Merge {
     pub(crate) recipe: PathBuf,
     /// A fine-tune of the same base with a backdoor of your own, and the same without it (may be repeated)
     #[arg(long, required = true, value_name = "BACKDOORED:CLEAN")]
-    pub(crate) injected: Vec<Injected>,
+    pub(crate) injected: Vec<InjectedPair>,
     /// Compare even if the injected models seem to come from another base than the recipe's
     #[arg(long)]
     pub(crate) force: bool,
@@ -265,7 +265,11 @@ fn audit_merge(arguments: &Merge, output: &Output) -> Result<(), Failure> {
                 })
             })
             .collect();
-        let injected: Vec<String> = arguments.injected.iter().map(Injected::to_string).collect();
+        let injected: Vec<String> = arguments
+            .injected
+            .iter()
+            .map(InjectedPair::to_string)
+            .collect();
         Output::event(&json!({
             "event": "audit",
             "kind": "merge",

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use merganser::audit::{Amount, Injected};
+use merganser::audit::Amount;
+use merganser::recipe::InjectedPair;
 use merganser::store::Dtype;
 use merganser::{Failure, MergeOptions};
 use serde_json::{Value, json};
@@ -57,7 +58,7 @@ pub(crate) struct Diff {
 pub(crate) struct Sim {
     /// Pairs of models, each of the same task
     #[arg(required = true, value_name = "BACKDOORED:CLEAN")]
-    pub(crate) pairs: Vec<Injected>,
+    pub(crate) pairs: Vec<InjectedPair>,
     /// Their base: compares each vector with the task vector of its clean model too
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<String>,
@@ -79,7 +80,7 @@ pub(crate) struct Apply {
     pub(crate) merged: String,
     /// A fine-tune of the same base with a backdoor of your own, and the same without it (may be repeated; the mean is taken)
     #[arg(long, required = true, value_name = "BACKDOORED:CLEAN")]
-    pub(crate) injected: Vec<Injected>,
+    pub(crate) injected: Vec<InjectedPair>,
     /// How much of the mean backdoor vector is subtracted
     #[arg(
         long,
@@ -166,7 +167,11 @@ fn sim(arguments: &Sim, output: &Output) -> Result<(), Failure> {
             .collect();
         let clean =
             |of: &dyn Fn(usize) -> f64| with_base.then(|| (0..count).map(of).collect::<Vec<f64>>());
-        let pairs: Vec<String> = arguments.pairs.iter().map(Injected::to_string).collect();
+        let pairs: Vec<String> = arguments
+            .pairs
+            .iter()
+            .map(InjectedPair::to_string)
+            .collect();
         Output::event(&json!({
             "event": "similarity",
             "pairs": pairs,

@@ -8,29 +8,13 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::program::{Run, run};
+use crate::program::{done, refused};
 
 const CLIENTS: usize = 30;
 const TRAIN: usize = 300;
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/demo")
-}
-
-fn words(dir: &Path, line: &str) -> Run {
-    run(dir, line.split_whitespace())
-}
-
-fn done(dir: &Path, line: &str) -> Run {
-    let run = words(dir, line);
-    assert_eq!(run.code, Some(0), "{line}: {}{}", run.stdout, run.stderr);
-    run
-}
-
-fn refused(dir: &Path, line: &str) -> String {
-    let run = words(dir, line);
-    assert_eq!(run.code, Some(2), "{line}: {}{}", run.stdout, run.stderr);
-    run.stderr
 }
 
 /// The labelled images of a task: the first for training, shared among clients, the others for the test.

@@ -33,6 +33,18 @@ pub(crate) fn run<S: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = S>
     finish(command)
 }
 
+/// Runs the words of a line, which must succeed.
+#[track_caller]
+pub(crate) fn done(dir: &Path, line: &str) -> Run {
+    run(dir, line.split_whitespace()).done()
+}
+
+/// Runs the words of a line, which must be refused; the message.
+#[track_caller]
+pub(crate) fn refused(dir: &Path, line: &str) -> String {
+    run(dir, line.split_whitespace()).refused().stderr
+}
+
 /// Runs a prepared command and waits for it. No run may ever panic or hang.
 pub(crate) fn finish(command: Command) -> Run {
     let line = format!("{command:?}");

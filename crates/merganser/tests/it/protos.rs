@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::program::{Run, run};
+use crate::program::{done, refused};
 
 type Tensors = BTreeMap<String, Tensor>;
 
@@ -25,22 +25,6 @@ fn case(name: &str) -> (Tensors, Tensors, Value) {
         read_safetensors(&folder.join("expected.safetensors")),
         serde_json::from_str(&params).expect("JSON"),
     )
-}
-
-fn words(dir: &Path, line: &str) -> Run {
-    run(dir, line.split_whitespace())
-}
-
-fn done(dir: &Path, line: &str) -> Run {
-    let run = words(dir, line);
-    assert_eq!(run.code, Some(0), "{line}: {}{}", run.stdout, run.stderr);
-    run
-}
-
-fn refused(dir: &Path, line: &str) -> String {
-    let run = words(dir, line);
-    assert_eq!(run.code, Some(2), "{line}: {}{}", run.stdout, run.stderr);
-    run.stderr
 }
 
 /// What a command with `--json` says.
