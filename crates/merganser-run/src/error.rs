@@ -130,6 +130,17 @@ pub enum RunError {
     /// There is nothing to seal.
     #[error("'{}' holds no parts of a merge: run `merganser merge … --part i/N` first", .0.display())]
     NothingToSeal(PathBuf),
+    /// The result would replace what it is made from.
+    #[error(
+        "'{}' is where {model} is read from: the result would replace what it is made from; choose another output folder",
+        out.display()
+    )]
+    OwnInput {
+        /// The output folder.
+        out: PathBuf,
+        /// The model's label.
+        model: String,
+    },
     /// The parts belong to another recipe.
     #[error("the parts in '{}' were made for another recipe, other inputs or other options; remove '{}' to start anew", out.display(), staging.display())]
     OtherPlan {
@@ -151,6 +162,7 @@ impl RunError {
                 | Self::Calibration(_)
                 | Self::Extract(_)
                 | Self::Compared(_)
+                | Self::OwnInput { .. }
         )
     }
 

@@ -130,6 +130,7 @@ impl Defended<'_> {
         if let Some(base) = &self.steps.recipe.documents[self.document].base_model {
             models.push(of(base)?);
         }
+        merganser_run::refuse_own_inputs(out, &models)?;
         // What is wrong with the vectors is found before the merge, which takes longer.
         injected_mean(&models, count)?;
         let (undefended, report) = self.undefended(observer)?;

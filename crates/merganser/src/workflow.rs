@@ -305,6 +305,9 @@ pub fn merge_recipe(
         let to = place(document);
         let mut plan = plan_document(&steps, document, &opener, options)?;
         defence::announce(&steps, document, &opener, &mut plan)?;
+        for &last in &steps.last {
+            merganser_run::refuse_own_inputs(&place(last), &plan.models)?;
+        }
         let provenance = Provenance {
             recipe: text.to_owned(),
             title: title(name.as_deref(), out),
@@ -366,7 +369,8 @@ pub fn merge_recipe(
             overwrite: true,
             ..options.clone()
         };
-        carry_out(plan, &provenance, state, &options, observer)?;
+        // The state is what it is made from, and one of its fine-tunes more.
+        carry_out_anywhere(plan, &provenance, state, &options, observer)?;
     }
     if (several || defends) && options.intermediate.is_none() {
         // Only a cache of ours: if it cannot be removed, the merge is still good.
@@ -442,6 +446,17 @@ pub fn diagnose_recipe(
 
 /// Carries out a plan that is no recipe's own.
 pub(crate) fn carry_out(
+    plan: Plan,
+    provenance: &Provenance,
+    out: &Path,
+    options: &MergeOptions,
+    observer: &dyn Observer,
+) -> Result<Plan, Failure> {
+    merganser_run::refuse_own_inputs(out, &plan.models)?;
+    carry_out_anywhere(plan, provenance, out, options, observer)
+}
+
+fn carry_out_anywhere(
     plan: Plan,
     provenance: &Provenance,
     out: &Path,

@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 pub(crate) use self::bias::{averaged, merged_bias};
 pub(crate) use self::method::Method;
+use crate::place::refuse_own_input;
 use crate::sources::whole;
 use crate::{Event, Observer, Opener, Provenance, RunError};
 
@@ -326,6 +327,9 @@ impl<'r> AdapterMerge<'r> {
         provenance: &Provenance,
         observer: &dyn Observer,
     ) -> Result<AdapterSummary, RunError> {
+        for (label, adapter) in self.labels.iter().zip(&self.adapters) {
+            refuse_own_input(out, label, adapter.checkpoint().path())?;
+        }
         let bytes = self
             .adapters
             .iter()

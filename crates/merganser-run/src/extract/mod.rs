@@ -28,12 +28,13 @@ use serde_json::json;
 
 use self::changed::Changed;
 use self::config::Contents;
-use self::numbers::{encode, encoded, layout, precision, stored};
+use self::numbers::{encode, encoded, layout, stored};
 pub use self::parts::{Filter, Overrides};
 use self::parts::{Part, Parts, Piece};
 pub use self::report::{LoraReport, ModuleReport};
 use self::spool::{Outcome, Place, Spool};
 use crate::lanes::{affordable, in_lanes};
+use crate::place::refuse_own_inputs;
 use crate::{Event, Observer, RunError, updates};
 
 /// What every tensor of an adapter begins with.
@@ -75,6 +76,7 @@ pub fn extract_lora(
     job: &ExtractLora<'_>,
     observer: &dyn Observer,
 ) -> Result<LoraReport, RunError> {
+    refuse_own_inputs(job.out, [job.fine, job.base])?;
     job.truncation
         .check()
         .map_err(|problem| spectral("", &problem))?;

@@ -1,5 +1,6 @@
 //! What may happen to an output folder that holds something already.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use insta::assert_snapshot;
@@ -63,12 +64,8 @@ fn overwriting_leaves_no_shard_of_the_former_model() {
 }
 
 #[test]
-fn merging_into_an_input_is_refused_or_safe() {
+fn merging_into_an_input_is_refused() {
     let recipe = "merge_method: linear\nmodels:\n  - model: ./base\n  - model: ./ft1\nparameters: {weight: 0.5}\n";
-    let elsewhere = place();
-    elsewhere.merge(recipe, &[]).done();
-    let expected = bytes(&elsewhere.join("out"));
-
     let place = place();
     let before = bytes(&place.join("base"));
     place.write("recipe.yml", recipe);
@@ -76,13 +73,40 @@ fn merging_into_an_input_is_refused_or_safe() {
     assert_ne!(plain.code, Some(0), "an input was replaced without a word");
     assert_same(&before, &bytes(&place.join("base")), "the input");
 
-    // With consent, either it is refused or the result is what it would be elsewhere.
-    let args = ["merge", "recipe.yml", "base", "--overwrite"];
-    let run = program::run(place.path(), args);
-    if run.code == Some(0) {
-        assert_same(&expected, &bytes(&place.join("base")), "merged in place");
-    } else {
+    for into in ["base", "./ft1/../base"] {
+        let line = format!("merge recipe.yml {into} --overwrite");
+        let said = program::refused(place.path(), &line);
+        assert!(said.contains("is where ./base is read from"), "{said}");
         assert_same(&before, &bytes(&place.join("base")), "the input");
+    }
+}
+
+#[test]
+fn no_result_replaces_what_it_is_made_from() {
+    let place = place();
+    copy(&input("lora-a"), &place.join("adapter"));
+    place.write(
+        "adapter.yml",
+        "merge_method: peft\noutput: adapter\nmodels:\n  - model: ./adapter\n",
+    );
+    // Adapters have no weights of a model.
+    let before = |name: &str| match name {
+        "adapter" => BTreeMap::from([(
+            "weights".to_owned(),
+            fs::read(place.join("adapter/adapter_model.safetensors")).expect("the adapter"),
+        )]),
+        _ => bytes(&place.join(name)),
+    };
+    for (line, input) in [
+        ("merge adapter.yml adapter --overwrite", "adapter"),
+        ("extract lora ft1 base -o ft1 --overwrite", "ft1"),
+        ("extract task-vector ft1 base -o base --overwrite", "base"),
+        ("apply base ft1 -o base --overwrite", "base"),
+        ("apply base adapter -o adapter --overwrite", "adapter"),
+    ] {
+        let was = before(input);
+        program::refused(place.path(), line);
+        assert_same(&was, &before(input), line);
     }
 }
 
