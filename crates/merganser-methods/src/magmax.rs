@@ -37,6 +37,11 @@ impl Method for Magmax {
         &INFO
     }
 
+    // So does the published code, for which a state of the stream is a model as any other.
+    fn keeps_whole_numbers(&self) -> bool {
+        true
+    }
+
     fn prepare<'a>(
         &self,
         group: &'a TensorGroup<'a>,

@@ -45,6 +45,11 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// Whether tensors of whole numbers are those of the base, without being equal in all models.
+    fn keeps_whole_numbers(&self) -> bool {
+        false
+    }
+
     /// What is stored beside the merged model, so that more can be made of it later: the same for every tensor of
     /// a merge of `tasks` models besides the base. The survey is taken whenever there is something.
     fn extras(&self, settings: &Settings, tasks: usize) -> Vec<Extra> {

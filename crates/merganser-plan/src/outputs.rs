@@ -16,6 +16,9 @@ use crate::{Action, InputRef, Options, Output, roles};
 /// How many tensors an error about tensors names.
 const NAMED: usize = 5;
 
+/// How many batches a normalisation has seen in training: no two fine-tunes agree, and nothing that is run depends on it.
+const BATCH_COUNTER: &str = "num_batches_tracked";
+
 /// Index of the base among the sources, for methods that tell it from the others.
 pub(crate) fn base_of(method: &dyn Method, scope: &SliceScope<'_>) -> Option<usize> {
     if method.info().base == BasePolicy::Ignored {
@@ -290,6 +293,21 @@ impl<'p> Maker<'p> {
                     row.name,
                     types.join(", ")
                 )));
+            }
+            let counts = row.name.ends_with(BATCH_COUNTER);
+            if counts || self.method.keeps_whole_numbers() {
+                let of_base = |input: &InputRef| Some(input.model) == scope.base_model;
+                let mut inputs = inputs;
+                let kept = inputs.swap_remove(inputs.iter().position(of_base).unwrap_or(0));
+                let what = if counts {
+                    "counters of batches (num_batches_tracked)"
+                } else {
+                    "tensors of whole numbers"
+                };
+                let label = &self.models[kept.model].label;
+                self.notes
+                    .insert(format!("{what} are not merged: they are those of {label}"));
+                return Ok(Some(new(first, Action::Copy(kept))));
             }
             return Ok(Some(new(first, Action::Identical(inputs))));
         }
