@@ -24,6 +24,7 @@ mod error;
 pub mod heads;
 pub mod report;
 pub mod retrieval;
+mod rows;
 pub mod stats;
 mod tensors;
 

@@ -20,6 +20,7 @@ use super::clusters::{centroids, cluster_shifts};
 use super::transport::normalise;
 use super::{Affine, Direction, Drift, Map};
 use crate::error::{Error, Result, check_range, check_size};
+use crate::rows::{centred, mean};
 
 /// Fewest anchors that are split into folds.
 const FEWEST: usize = 20;
@@ -103,29 +104,6 @@ impl Anchors {
 
 fn norm(x: &[f64]) -> f64 {
     dot(x, x).sqrt()
-}
-
-fn mean(rows: &Matrix) -> Vec<f64> {
-    let mut mean = vec![0.0; rows.cols()];
-    for i in 0..rows.rows() {
-        for (mean, x) in mean.iter_mut().zip(rows.row(i)) {
-            *mean += x;
-        }
-    }
-    for x in &mut mean {
-        *x /= rows.rows() as f64;
-    }
-    mean
-}
-
-fn centred(rows: &Matrix, mean: &[f64]) -> Matrix {
-    let mut out = rows.clone();
-    for i in 0..out.rows() {
-        for (x, mean) in out.row_mut(i).iter_mut().zip(mean) {
-            *x -= mean;
-        }
-    }
-    out
 }
 
 /// mean(new − old) over the rows.

@@ -115,7 +115,8 @@ impl Trial<'_> {
         documents: &VectorFile,
         versions: Option<&[usize]>,
     ) -> Result<Quality> {
-        let mut search = Search::new(queries, self.scoring, self.k)?;
+        let mut search = Search::new(queries, self.scoring, self.k)?
+            .with_labels(self.query_labels, self.document_labels)?;
         let mut failed = None;
         let visited = documents.visit(&mut |first, rows| {
             let count = rows.len() / documents.dim();
@@ -135,11 +136,11 @@ impl Trial<'_> {
             return Err(error);
         }
         visited?;
-        quality(
-            &search.finish(),
-            self.k,
-            self.query_labels,
-            self.document_labels,
-        )
+        let contrastive_loss = search.contrastive_loss();
+        let found = search.finish();
+        Ok(Quality {
+            contrastive_loss,
+            ..quality(&found, self.k, self.query_labels, self.document_labels)?
+        })
     }
 }

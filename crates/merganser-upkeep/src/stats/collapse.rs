@@ -9,10 +9,11 @@
 //! S ε max Σ_jj, ε the rounding of single precision, counts as collapsed, a_i = 0; there the factor goes on without the
 //! direction, where the reference code fails.
 
-use merganser_linalg::{Eigen, Matrix, dot};
+use merganser_linalg::{Eigen, Matrix, dot, gemm};
 use serde::Serialize;
 
-use crate::error::{Result, check_range};
+use crate::error::{Error, Result, check_range};
+use crate::rows::{centred, mean};
 
 /// What a covariance says of the dimensions of its features.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -41,6 +42,12 @@ pub struct Collapse {
 /// If the matrix is not square.
 #[must_use]
 pub fn pivots(cov: &Matrix, cutoff: f64) -> Vec<f64> {
+    let lower = factor(cov, cutoff);
+    (0..cov.rows()).map(|i| lower.get(i, i)).collect()
+}
+
+/// The lower factor itself; of a direction that is left out only what other directions have of it.
+fn factor(cov: &Matrix, cutoff: f64) -> Matrix {
     let n = cov.rows();
     assert_eq!(n, cov.cols(), "a covariance is square");
     let mut lower = Matrix::zeros(n, n);
@@ -61,7 +68,63 @@ pub fn pivots(cov: &Matrix, cutoff: f64) -> Vec<f64> {
         row[i] = out[i];
         lower.row_mut(i)[..=i].copy_from_slice(&row);
     }
-    out
+    lower
+}
+
+/// ∂L_AC/∂X of a batch X of features, a sample a row, whose unbiased covariance is Σ = L Lᵀ: what a training that adds the
+/// loss moves the features along.
+///
+/// A pivot a_i < β has ∂L_AC/∂a_i = −1/S, one above it 0. Through the Cholesky factor ∂L_AC/∂Σ = ½ L⁻ᵀ D L⁻¹ with
+/// D = diag(a_i ∂L_AC/∂a_i) (Murray, arXiv 1602.07527, for a diagonal ∂/∂L), and ∂L_AC/∂X = (X − x̄) L⁻ᵀ D L⁻¹ / (n − 1).
+///
+/// # Errors
+/// If β is not positive, there are fewer than two samples, a number is not finite, or a pivot is zero up to rounding, where
+/// the loss has no gradient.
+pub fn gradient(features: &Matrix, beta: f64) -> Result<Matrix> {
+    check_beta(beta)?;
+    features.check_finite()?;
+    let (n, dim) = features.shape();
+    if n < 2 {
+        return Err(Error::Unfit(
+            "a covariance needs two samples at least".into(),
+        ));
+    }
+    let centred = centred(features, &mean(features));
+    let mut cov = gemm::mul_tn(&centred, &centred);
+    cov.scale(1.0 / (n - 1) as f64);
+    let lower = factor(&cov, cutoff(&cov));
+    let pivot = |i: usize| lower.get(i, i);
+    if let Some(i) = (0..dim).find(|&i| pivot(i) == 0.0) {
+        return Err(Error::Unfit(format!(
+            "feature {i} is a combination of those before it: the loss has no gradient there"
+        )));
+    }
+    // Rows of the inverse of L, by forward substitution.
+    let mut inverse = Matrix::zeros(dim, dim);
+    for i in 0..dim {
+        let mut row = vec![0.0; dim];
+        for k in 0..i {
+            let weight = lower.get(i, k);
+            for (x, y) in row.iter_mut().zip(inverse.row(k)) {
+                *x -= weight * y;
+            }
+        }
+        row[i] += 1.0;
+        row.iter_mut().for_each(|x| *x /= pivot(i));
+        inverse.row_mut(i).copy_from_slice(&row);
+    }
+    let weights: Vec<f64> = (0..dim)
+        .map(|i| {
+            if pivot(i) < beta {
+                -pivot(i) / dim as f64 / (n - 1) as f64
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    let mut weighted = inverse.clone();
+    weighted.scale_rows(&weights);
+    Ok(gemm::mul(&centred, &gemm::mul_tn(&inverse, &weighted)))
 }
 
 /// S ε max Σ_jj.
@@ -70,17 +133,21 @@ pub fn cutoff(cov: &Matrix) -> f64 {
     cov.rows() as f64 * f64::from(f32::EPSILON) * largest
 }
 
-/// Judges a covariance.
-///
-/// # Errors
-/// If β is not positive, or the matrix is not finite.
-pub fn collapse(cov: &Matrix, beta: f64) -> Result<Collapse> {
+fn check_beta(beta: f64) -> Result<()> {
     check_range(
         "beta",
         beta,
         (f64::MIN_POSITIVE, 1e12),
         "positive, up to 10^12",
-    )?;
+    )
+}
+
+/// Judges a covariance.
+///
+/// # Errors
+/// If β is not positive, or the matrix is not finite.
+pub fn collapse(cov: &Matrix, beta: f64) -> Result<Collapse> {
+    check_beta(beta)?;
     cov.check_finite()?;
     let (dim, cutoff) = (cov.rows(), cutoff(cov));
     let pivots = pivots(cov, cutoff);
@@ -112,6 +179,41 @@ mod tests {
         assert_eq!((found.score, found.collapsed, found.rank), (-0.5, 0, 5));
         assert!((found.effective_rank - 5.0).abs() < 1e-12);
         assert_eq!(found.condition, Some(1.0));
+    }
+
+    #[test]
+    fn the_gradient_is_the_slope_of_the_score() {
+        let mut state = 1_u32;
+        let features = Matrix::from_fn(9, 4, |_, j| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (1.0 + j as f64) * (f64::from(state) / f64::from(u32::MAX) - 0.5)
+        });
+        let loss = |x: &Matrix, beta| {
+            let mean: Vec<f64> = (0..4)
+                .map(|j| (0..9).map(|i| x.get(i, j)).sum::<f64>() / 9.0)
+                .collect();
+            let centred = Matrix::from_fn(9, 4, |i, j| x.get(i, j) - mean[j]);
+            let mut cov = gemm::mul_tn(&centred, &centred);
+            cov.scale(1.0 / 8.0);
+            collapse(&cov, beta).unwrap().score
+        };
+        for beta in [0.4, 10.0] {
+            let found = gradient(&features, beta).unwrap();
+            for (i, j) in [(0, 0), (3, 1), (8, 3), (5, 2)] {
+                let moved = |step: f64| {
+                    let mut x = features.clone();
+                    x.set(i, j, x.get(i, j) + step);
+                    loss(&x, beta)
+                };
+                let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                assert!((slope - found.get(i, j)).abs() < 1e-8, "{beta} ({i}, {j})");
+            }
+        }
+        let flat = Matrix::from_fn(9, 2, |i, _| i as f64);
+        let error = gradient(&flat, 1.0).unwrap_err().to_string();
+        assert!(error.contains("feature 1"), "{error}");
+        assert!(gradient(&Matrix::zeros(1, 2), 1.0).is_err());
+        assert!(gradient(&features, 0.0).is_err());
     }
 
     #[test]

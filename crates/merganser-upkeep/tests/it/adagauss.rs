@@ -9,7 +9,7 @@ use merganser_testkit::golden::Tensor;
 use merganser_upkeep::Matrix;
 use merganser_upkeep::drift::{Affine, Drift, Map, affine, nearest_prototypes, orthogonal};
 use merganser_upkeep::heads::{Gaussian, GaussianOptions, Pool};
-use merganser_upkeep::stats::collapse::{collapse, cutoff, pivots};
+use merganser_upkeep::stats::collapse::{collapse, cutoff, gradient, pivots};
 use merganser_upkeep::stats::covariance::{correlation, factor, shrunk, with_diagonal};
 use merganser_upkeep::stats::{Adapter, SampleOptions, Sampled, Stats, Strategy, draw_features};
 use serde_json::Value;
@@ -203,12 +203,20 @@ fn collapse_is_scored_as_the_loss_and_reported_where_it_fails() {
     let det = pivots.iter().map(|a| a * a).product();
     close("det", &[det], &expected["det"].values, tolerance);
     assert_eq!((found.collapsed, found.rank), (0, 8));
+    let slopes = gradient(&matrix(&inputs["features"]), beta).unwrap();
+    close(
+        "grad",
+        slopes.as_slice(),
+        &expected["grad"].values,
+        tolerance,
+    );
 
     let (inputs, expected, _) = case("adagauss", "anticollapse_rank_deficient");
     assert_eq!(expected["failed"].values, [1.0]);
     let found = collapse(&covariance(&matrix(&inputs["features"])), beta).unwrap();
     assert_eq!((found.collapsed, found.rank, found.condition), (5, 3, None));
     assert!(found.score < 0.0 && found.score > -beta);
+    assert!(gradient(&matrix(&inputs["features"]), beta).is_err());
 }
 
 #[test]

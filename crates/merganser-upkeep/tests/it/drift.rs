@@ -51,10 +51,34 @@ fn drift(from: &str, to: &str, old: &Matrix, new: &Matrix) -> Drift {
     }
 }
 
-/// The distillation losses of training are 1 minus the mean cosine that a fit reports; its contrastive loss has no place here.
+/// The distillation losses of training are 1 minus the mean cosine that a fit reports; its contrastive loss is that of a
+/// search in which one document belongs to each query.
 #[test]
-fn the_cosine_of_a_fit_is_that_of_distillation() {
+fn reports_hold_the_losses_of_training() {
     let (inputs, expected, (relative, _)) = case("losses_n8_neg7");
+    let (queries, documents) = (matrix(&inputs["queries"]), matrix(&inputs["documents"]));
+    // Behind every document for a query stand seven that are hard to tell from it.
+    let labels: Vec<usize> = (0..documents.rows())
+        .map(|i| if i % 8 == 0 { i / 8 } else { usize::MAX })
+        .collect();
+    let own: Vec<usize> = (0..queries.rows()).collect();
+    let mut search = Search::new(vec![queries], Scoring::Cosine, 1)
+        .unwrap()
+        .with_labels(&own, &labels)
+        .unwrap();
+    for first in [0, 24] {
+        let rows: Vec<usize> = (first..if first == 0 { 24 } else { 64 }).collect();
+        let block = documents.gather_rows(&rows);
+        search.documents(first, &block, None).unwrap();
+    }
+    let contrastive = search.contrastive_loss().unwrap();
+    close(
+        "info_nce",
+        &[contrastive],
+        &expected["info_nce"].values,
+        (relative, 1e-6),
+    );
+    let mut total = contrastive;
     for (which, key) in [("queries", "kd_query"), ("documents", "kd_doc")] {
         let unit = |name: &str| {
             let mut rows = matrix(&inputs[name]);
@@ -70,8 +94,15 @@ fn the_cosine_of_a_fit_is_that_of_distillation() {
         let anchors = Anchors::new(old, unit(which), None).unwrap();
         let (_, found) = anchors.fit("old", "new", &FitOptions::default()).unwrap();
         let loss = 1.0 - found.cosine_before.unwrap();
+        total += loss;
         close(key, &[loss], &expected[key].values, (relative, 1e-5));
     }
+    close(
+        "total",
+        &[total],
+        &expected["total"].values,
+        (relative, 1e-5),
+    );
 }
 
 #[test]

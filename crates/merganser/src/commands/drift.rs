@@ -515,6 +515,7 @@ fn searches(outcome: &Outcome, k: usize) -> String {
         "search".to_owned(),
         format!("nDCG@{k}"),
         format!("recall@{k}"),
+        "contrastive".to_owned(),
         "queries".to_owned(),
     ]];
     for (name, quality) in [
@@ -527,6 +528,9 @@ fn searches(outcome: &Outcome, k: usize) -> String {
                 name.to_owned(),
                 format!("{:.4}", quality.ndcg),
                 format!("{:.4}", quality.recall),
+                quality
+                    .contrastive_loss
+                    .map_or("–".into(), |loss| format!("{loss:.4}")),
                 quality.queries.to_string(),
             ]
         }));
