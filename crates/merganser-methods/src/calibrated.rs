@@ -267,6 +267,12 @@ static WUDI: MethodInfo = MethodInfo {
     ],
 };
 
+const LOW_RANK: Parameter = Parameter::flag(
+    "low_rank",
+    true,
+    "merge task vectors that are of low rank up to the rounding of their weights in the space they span, without that rounding",
+);
+
 static TSV_M: MethodInfo = MethodInfo {
     name: "tsv_m",
     summary: "the leading singular vectors of every task vector, made orthogonal to each other",
@@ -279,6 +285,7 @@ static TSV_M: MethodInfo = MethodInfo {
         ALPHA,
         EXCLUDE,
         SPLIT,
+        LOW_RANK,
         Parameter::flag(
             "randomized",
             false,
@@ -295,7 +302,7 @@ static ISO_C: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE, SPLIT],
+    parameters: &[ALPHA, EXCLUDE, SPLIT, LOW_RANK],
 };
 
 static ISO_CTS: MethodInfo = MethodInfo {
@@ -310,6 +317,7 @@ static ISO_CTS: MethodInfo = MethodInfo {
         ALPHA,
         EXCLUDE,
         SPLIT,
+        LOW_RANK,
         Parameter::float(
             "common_fraction",
             Scope::Shared,
@@ -328,7 +336,7 @@ static KNOTS: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE, SPLIT, DENSITY],
+    parameters: &[ALPHA, EXCLUDE, SPLIT, LOW_RANK, DENSITY],
 };
 
 static CART: MethodInfo = MethodInfo {
@@ -339,7 +347,7 @@ static CART: MethodInfo = MethodInfo {
     in_mergekit: false,
     base: BasePolicy::Required,
     inputs: Arity::at_least(1),
-    parameters: &[ALPHA, EXCLUDE, SPLIT, RANK_FRACTION, TASK_SCALE],
+    parameters: &[ALPHA, EXCLUDE, SPLIT, LOW_RANK, RANK_FRACTION, TASK_SCALE],
 };
 
 const WEIGHT: Parameter = Parameter::float(

@@ -1,7 +1,7 @@
 //! Merges of whole matrices that need no data: for themselves, and as priors of those that have some.
 
 use merganser_linalg::{Matrix, Real};
-use merganser_spectral::{Aligned, Merged, Sketch, cart, iso_c, iso_cts, knots, tsv_m};
+use merganser_spectral::{Aligned, LowRank, Merged, Sketch, cart, iso_c, iso_cts, knots, tsv_m};
 
 use crate::{Result, WudiAdam, wudi, wudi_closed_form};
 
@@ -91,6 +91,24 @@ impl Spectral {
                 rank_fraction,
                 scale,
             } => cart(updates, rank_fraction, scale).map(Merged::whole),
+        }?)
+    }
+
+    /// The merged update of updates of low rank, made in the space they span; without a factor.
+    ///
+    /// # Errors
+    /// Those of the method.
+    pub fn in_span(self, updates: &LowRank) -> Result<Matrix> {
+        Ok(match self {
+            // In a space this small exact decompositions cost nothing.
+            Self::TsvM { .. } => updates.tsv_m(),
+            Self::IsoC => updates.iso_c(),
+            Self::IsoCts { common_fraction } => updates.iso_cts(common_fraction),
+            Self::Knots { density } => updates.knots(density),
+            Self::Cart {
+                rank_fraction,
+                scale,
+            } => updates.cart(rank_fraction, scale),
         }?)
     }
 

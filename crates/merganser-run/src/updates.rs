@@ -4,6 +4,8 @@
 use merganser_linalg::Matrix;
 use merganser_methods::{CHUNK, Source};
 use merganser_plan::Model;
+use merganser_spectral::Precision;
+use merganser_store::Dtype;
 
 use crate::{RunError, sources};
 
@@ -14,6 +16,22 @@ pub(crate) fn bytes(m: usize, n: usize, rank: usize) -> u64 {
     let small = m.min(n);
     let rank = (rank as u64).min(small);
     8 * (2 * m * n + 4 * small * small + 4 * rank * (m + n))
+}
+
+/// The format to which a model's tensor is rounded.
+pub(crate) fn precision(model: &Model, name: &str) -> Precision {
+    // An adapter on top of a model is applied in single precision.
+    let adapted = !model.deltas(name).is_empty();
+    let stored = model.info(name).map(|info| info.dtype);
+    let (digits, least) = match stored {
+        Some(Dtype::BF16) if !adapted => (8, -126),
+        Some(Dtype::F16) if !adapted => (11, -14),
+        Some(Dtype::F8E4M3) if !adapted => (4, -6),
+        Some(Dtype::F8E5M2) if !adapted => (3, -14),
+        // Wider ones are read as single precision.
+        _ => (24, -126),
+    };
+    Precision { digits, least }
 }
 
 /// Shows the tensor called `name` to `visit`, a few rows of `columns` elements at a time.

@@ -15,6 +15,17 @@ use crate::{NOISE, Result, sum};
 /// not converge.
 pub fn cart<T: Real>(updates: &[&Matrix<T>], rank_fraction: f64, scale: f64) -> Result<Matrix<T>> {
     let (m, n) = common_shape(updates)?;
+    cart_of(updates, m.min(n), rank_fraction, scale)
+}
+
+/// The same with a share of `full` directions.
+pub(crate) fn cart_of<T: Real>(
+    updates: &[&Matrix<T>],
+    full: usize,
+    rank_fraction: f64,
+    scale: f64,
+) -> Result<Matrix<T>> {
+    common_shape(updates)?;
     check_range(
         "the fraction of the rank",
         rank_fraction,
@@ -22,7 +33,7 @@ pub fn cart<T: Real>(updates: &[&Matrix<T>], rank_fraction: f64, scale: f64) -> 
         "from 0 to 1",
     )?;
     check_range("lambda", scale, (f64::MIN, f64::MAX), "finite")?;
-    let rank = (rank_fraction * m.min(n) as f64).ceil() as usize;
+    let rank = (rank_fraction * full as f64).ceil() as usize;
     let mut mean = sum(updates)?;
     mean.scale(1.0 / updates.len() as f64);
     let mut merged = mean.clone();

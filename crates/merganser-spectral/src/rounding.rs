@@ -60,6 +60,11 @@ impl Rounding {
         self.row = self.row.max(sum);
     }
 
+    /// Σ s_ij² of the rows taken: what ‖error‖²_F is likely to be.
+    pub fn square(&self) -> f64 {
+        self.columns.iter().sum()
+    }
+
     /// The bound for the rows taken.
     pub fn norm(&self) -> f64 {
         let column = self.columns.iter().fold(0.0_f64, |max, x| max.max(*x));

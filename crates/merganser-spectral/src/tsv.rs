@@ -19,7 +19,16 @@ use crate::{Merged, NOISE, Result};
 /// If there is no update, shapes differ, a number is not finite, or a decomposition does not converge.
 pub fn tsv_m<T: Real>(updates: &[&Matrix<T>], sketch: Option<Sketch>) -> Result<Merged<T>> {
     let (m, n) = common_shape(updates)?;
-    let k = m.min(n) / updates.len();
+    tsv_m_of(updates, m.min(n) / updates.len(), sketch)
+}
+
+/// The same of the `k` leading triples of every update.
+pub(crate) fn tsv_m_of<T: Real>(
+    updates: &[&Matrix<T>],
+    k: usize,
+    sketch: Option<Sketch>,
+) -> Result<Merged<T>> {
+    let (m, n) = common_shape(updates)?;
     let (mut left, mut right, mut values) = (Vec::new(), Vec::new(), Vec::new());
     let mut residual = 0.0_f64;
     for update in updates {

@@ -284,10 +284,7 @@ impl ExtractLora<'_> {
     fn decompose(&self, number: usize, piece: &Piece, spool: &Spool) -> Result<Outcome, RunError> {
         let (rows, columns) = piece.extents();
         let in_base = piece.base.as_deref().unwrap_or(&piece.fine);
-        // An adapter on top of the fine-tune is applied in single precision.
-        let adapted = !self.fine.deltas(&piece.fine).is_empty();
-        let stored = if adapted { Dtype::F32 } else { piece.dtype };
-        let mut rounding = Rounding::new(precision(stored), columns);
+        let mut rounding = Rounding::new(updates::precision(self.fine, &piece.fine), columns);
         let fine = (self.fine, piece.fine.as_str());
         let mut update = updates::update(fine, (self.base, in_base), (rows, columns), |row| {
             rounding.take(row);

@@ -4,7 +4,6 @@ use merganser_kernels::convert;
 use merganser_linalg::Matrix;
 use merganser_methods::CHUNK;
 use merganser_plan::{Model, kernel_float};
-use merganser_spectral::Precision;
 use merganser_store::Dtype;
 
 use super::parts::{Part, Piece};
@@ -76,17 +75,4 @@ pub(super) fn encode(values: &[f32], dtype: Dtype, name: &str) -> Result<Vec<u8>
         )));
     }
     Ok(bytes)
-}
-
-/// The format in which a tensor's numbers are rounded.
-pub(super) fn precision(dtype: Dtype) -> Precision {
-    let (digits, least) = match dtype {
-        Dtype::BF16 => (8, -126),
-        Dtype::F16 => (11, -14),
-        Dtype::F8E4M3 => (4, -6),
-        Dtype::F8E5M2 => (3, -14),
-        // Wider ones are read as single precision.
-        _ => (24, -126),
-    };
-    Precision { digits, least }
 }

@@ -8,7 +8,7 @@ use merganser_methods::{Settings, is_adapter_method};
 use merganser_model::{Kind, Layout, Weights};
 use merganser_plan::{Calibrated, Model, Output, Plan, Task, is_matrix_of_layer};
 use merganser_projection::DataFree;
-use merganser_spectral::Merged;
+use merganser_spectral::{LowRank, Merged, Precision, adapter_of};
 use merganser_store::adapter::Delta;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::adapters::{
     Method, OTHER_LAYOUT, all, averaged, factors, low_rank, merged_bias, seed_of,
 };
 use crate::execute::Work;
-use crate::{Event, RunError};
+use crate::{Event, RunError, updates};
 
 /// Matrices of more elements are held in f32.
 const LARGE: usize = 1 << 22;
@@ -121,10 +121,17 @@ struct Remarks {
     /// Share of the directions, directions, all, matrix.
     lowest: Option<(f64, usize, usize, String)>,
     residual: Option<(f64, String)>,
+    /// Matrices whose updates are all of low rank, and the largest rank.
+    low_rank: Option<(usize, usize)>,
 }
 
 impl Remarks {
-    fn take<T>(&mut self, merged: &Merged<T>, name: &str) {
+    fn take<T>(&mut self, found: &Found<T>, name: &str) {
+        if let Some(rank) = found.low_rank {
+            let (matrices, largest) = self.low_rank.unwrap_or_default();
+            self.low_rank = Some((matrices + 1, largest.max(rank)));
+        }
+        let merged = &found.merged;
         if merged.rank < merged.full {
             self.truncated += 1;
             let share = merged.rank as f64 / merged.full as f64;
@@ -147,6 +154,13 @@ impl Remarks {
 
     fn texts(&self, method: &str, matrices: usize) -> Vec<String> {
         let mut texts = Vec::new();
+        if let Some((count, rank)) = self.low_rank {
+            texts.push(format!(
+                "{method}: the updates of {count} of {matrices} matrices are adapters of rank {rank} at most, up to the rounding \
+                 of the stored weights, and were merged in the space they span, without that rounding; `low_rank: false` takes \
+                 them as they are"
+            ));
+        }
         if let Some((_, rank, full, name)) = &self.lowest {
             texts.push(format!(
                 "{method}: the updates of {} of {matrices} matrices have fewer directions than their shape allows; the \
@@ -287,15 +301,29 @@ fn merged<T: Real>(
         updates.push(update);
     }
     let settings = output.calibrated.as_ref();
-    let split = settings.is_some_and(|settings| settings.flag("split_fused_qkv"));
-    let parts = split.then(|| fused(plan.config.as_deref(), &output.name, base.rows()));
-    let merged = by_parts(method, &updates, parts.flatten())
+    let flag = |name: &str| settings.is_some_and(|settings| settings.flag(name));
+    let parts = flag("split_fused_qkv")
+        .then(|| fused(plan.config.as_deref(), &output.name, base.rows()))
+        .flatten();
+    let precisions = flag("low_rank").then(|| {
+        let tasks = projection.calibrated.tasks.iter();
+        tasks
+            .map(|task| updates::precision(&plan.models[task.model], &output.name))
+            .collect()
+    });
+    let whole = Block {
+        base: &base,
+        updates: &updates.iter().collect::<Vec<_>>(),
+        precisions,
+    };
+    let merged = whole
+        .merged_by_parts(method, parts)
         .map_err(|problem| RunError::Calibration(format!("tensor '{}': {problem}", output.name)))?;
     remarks
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take(&merged, &output.name);
-    let mut merged = merged.update;
+    let mut merged = merged.merged.update;
     merged.add_scaled(1.0, &base);
     let merged = turned(merged, layout);
     Ok(merged
@@ -305,37 +333,95 @@ fn merged<T: Real>(
         .collect())
 }
 
-/// Merges stretches of rows as matrices of their own.
-fn by_parts<T: Real>(
-    method: &DataFree,
-    updates: &[Matrix<T>],
-    parts: Option<[usize; 3]>,
-) -> Result<Merged<T>, merganser_projection::Error> {
-    let Some(parts) = parts else {
-        return method.update(&updates.iter().collect::<Vec<_>>());
-    };
-    let mut from = 0;
-    let mut merged = Vec::new();
-    let (mut rank, mut full, mut residual) = (0, 0, 0.0_f64);
-    for rows in parts {
-        let part = |update: &Matrix<T>| {
-            let columns = update.cols();
-            let numbers = update.as_slice()[from * columns..(from + rows) * columns].to_vec();
-            Matrix::new(rows, columns, numbers)
+/// A matrix, or some rows of one, in the base and its updates by the tasks.
+struct Block<'a, T> {
+    base: &'a Matrix<T>,
+    updates: &'a [&'a Matrix<T>],
+    /// How the tasks store it, if updates of low rank are to be found.
+    precisions: Option<Vec<Precision>>,
+}
+
+/// A merged block, and the largest rank of its updates if all are of low rank.
+struct Found<T> {
+    merged: Merged<T>,
+    low_rank: Option<usize>,
+}
+
+impl<T: Real> Block<'_, T> {
+    /// Merges stretches of rows as matrices of their own.
+    fn merged_by_parts(
+        &self,
+        method: &DataFree,
+        parts: Option<[usize; 3]>,
+    ) -> Result<Found<T>, merganser_projection::Error> {
+        let Some(parts) = parts else {
+            return self.merged(method);
         };
-        let part = updates.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        let part = method.update(&part.iter().collect::<Vec<_>>())?;
-        (rank, full) = (rank + part.rank, full + part.full);
-        residual = residual.max(part.residual);
-        merged.push(part.update);
-        from += rows;
+        let mut from = 0;
+        let mut merged = Vec::new();
+        let (mut rank, mut full, mut residual) = (0, 0, 0.0_f64);
+        let mut low_rank = None;
+        for rows in parts {
+            let part = |whole: &Matrix<T>| {
+                let columns = whole.cols();
+                let numbers = whole.as_slice()[from * columns..(from + rows) * columns].to_vec();
+                Matrix::new(rows, columns, numbers)
+            };
+            let updates = self.updates.iter().map(|whole| part(whole));
+            let updates = updates.collect::<Result<Vec<_>, _>>()?;
+            let part = Block {
+                base: &part(self.base)?,
+                updates: &updates.iter().collect::<Vec<_>>(),
+                precisions: self.precisions.clone(),
+            };
+            let found = part.merged(method)?;
+            (rank, full) = (rank + found.merged.rank, full + found.merged.full);
+            residual = residual.max(found.merged.residual);
+            low_rank = low_rank.max(found.low_rank);
+            merged.push(found.merged.update);
+            from += rows;
+        }
+        Ok(Found {
+            merged: Merged {
+                update: Matrix::stack_rows(&merged),
+                rank,
+                full,
+                residual,
+            },
+            low_rank,
+        })
     }
-    Ok(Merged {
-        update: Matrix::stack_rows(&merged),
-        rank,
-        full,
-        residual,
-    })
+
+    fn merged(&self, method: &DataFree) -> Result<Found<T>, merganser_projection::Error> {
+        if let DataFree::Spectral { method, scale } = method
+            && let Some(updates) = self.low_rank()?
+        {
+            let mut update = method.in_span(&updates)?;
+            update.scale(*scale);
+            return Ok(Found {
+                merged: Merged::whole(update.cast()),
+                low_rank: Some(updates.rank()),
+            });
+        }
+        Ok(Found {
+            merged: method.update(self.updates)?,
+            low_rank: None,
+        })
+    }
+
+    fn low_rank(&self) -> Result<Option<LowRank>, merganser_projection::Error> {
+        let Some(precisions) = &self.precisions else {
+            return Ok(None);
+        };
+        let mut adapters = Vec::new();
+        for (update, precision) in self.updates.iter().zip(precisions) {
+            match adapter_of(update, self.base, *precision)? {
+                Some(adapter) => adapters.push(adapter),
+                None => return Ok(None),
+            }
+        }
+        Ok(LowRank::of(adapters)?)
+    }
 }
 
 /// Names of matrices that hold queries, keys and values one below the other. GPT-NeoX's `query_key_value` holds them head by

@@ -215,3 +215,79 @@ fn updates_with_fewer_directions_than_their_shape_are_named() {
                 rounding and were left out. Fewest: 1 of 8, 'model.layers.0.q.weight'";
     assert!(done.stderr.contains(said), "{}", done.stderr);
 }
+
+/// Numbers in −1 to 1 without structure.
+fn numbers(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9);
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (2.0 * f64::from(state) / f64::from(u32::MAX) - 1.0) as f32
+    };
+    (0..count).map(next).collect()
+}
+
+#[test]
+fn fine_tunes_that_were_adapters_are_merged_in_their_span() {
+    const SIDE: usize = 96;
+    let dir = TempDir::new().expect("a folder");
+    let stored = |model: &str, dtype: Dtype, values: Vec<f32>| {
+        let shape = vec![SIDE, SIDE];
+        let tensor = ("model.layers.0.q.weight", dtype, shape, values);
+        checkpoint::write(&dir.path().join(model), &json!({}), &[tensor]);
+    };
+    // W₀, which bf16 holds exactly, and what an adapter of two directions of about equal length makes of it.
+    let base = numbers(1, SIDE * SIDE).into_iter().map(|x| 0.05 * x);
+    let base: Vec<f32> = base
+        .map(|x| f32::from_bits(x.to_bits() & 0xffff_0000))
+        .collect();
+    let adapted = |seed: u32| -> Vec<f32> {
+        let (a, b) = (numbers(seed, 2 * SIDE), numbers(seed + 10, 2 * SIDE));
+        let entry = |i: usize, j: usize| b[2 * i] * a[j] + b[2 * i + 1] * a[SIDE + j];
+        let change = (0..SIDE * SIDE).map(|k| 0.01 * entry(k / SIDE, k % SIDE));
+        base.iter().zip(change).map(|(w, x)| w + x).collect()
+    };
+    for (suffix, dtype) in [("f32", Dtype::F32), ("bf16", Dtype::BF16)] {
+        stored(&format!("base-{suffix}"), dtype, base.clone());
+        stored(&format!("one-{suffix}"), dtype, adapted(2));
+        stored(&format!("two-{suffix}"), dtype, adapted(3));
+    }
+    let merge = |method: &str, suffix: &str, parameters: &str| {
+        let recipe = format!(
+            "merge_method: {method}\nbase_model: base-{suffix}\nparameters: {{{parameters}}}\nmodels:\n  - model: one-{suffix}\n  - model: two-{suffix}\ndtype: float32\n"
+        );
+        fs::write(dir.path().join("recipe.yml"), recipe).expect("a recipe");
+        let done = run(dir.path(), ["merge", "recipe.yml", "out", "--overwrite"]).done();
+        let out = read_safetensors(&dir.path().join("out/model.safetensors"));
+        let merged = &out["model.layers.0.q.weight"].values;
+        let update: Vec<f64> = merged
+            .iter()
+            .zip(&base)
+            .map(|(x, w)| x - f64::from(*w))
+            .collect();
+        (update, done.stderr)
+    };
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let off = |x: &[f64], y: &[f64]| {
+        let difference: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y).collect();
+        norm(&difference) / norm(y)
+    };
+    for method in ["tsv_m", "iso_c", "iso_cts", "cart", "knots"] {
+        // Single precision knows the adapter well enough for the whole matrices to give what their span gives.
+        let (expected, _) = merge(method, "f32", "low_rank: false");
+        let (exact, said) = merge(method, "f32", "");
+        assert!(
+            said.contains("of 1 of 1 matrices are adapters of rank 2 at most"),
+            "{method}: {said}"
+        );
+        assert!(off(&exact, &expected) < 1e-4, "{method}");
+        let (found, said) = merge(method, "bf16", "");
+        assert!(said.contains("are adapters of rank 2"), "{method}: {said}");
+        assert!(off(&found, &expected) < 0.05, "{method}");
+        let (_, said) = merge(method, "bf16", "low_rank: false");
+        assert!(!said.contains("adapters"), "{method}: {said}");
+    }
+    // Of 96 equally long directions 92 are rounding.
+    let (expected, _) = merge("iso_c", "f32", "");
+    let (noisy, _) = merge("iso_c", "bf16", "low_rank: false");
+    assert!(off(&noisy, &expected) > 0.5);
+}
