@@ -9,7 +9,9 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use merganser_linalg::{Matrix, Real, Svd};
-use merganser_spectral::{Inner, Lora, Sketch, cart, core_space, iso_c, iso_cts, tsv_m};
+use merganser_spectral::{
+    Inner, Lora, LowRank, Precision, Sketch, adapter_of, cart, core_space, iso_c, iso_cts, tsv_m,
+};
 
 const TASKS: usize = 8;
 
@@ -82,5 +84,44 @@ fn adapters(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, merges, adapters);
+/// Fine-tunes that were adapters of rank 16, as bf16 holds them: as whole matrices, and in their span, found first.
+fn stored_adapters(c: &mut Criterion) {
+    let mut group = c.benchmark_group("3 fine-tunes of rank 16 at 2048×2048");
+    group.sample_size(10);
+    let (side, rank) = (2048, 16);
+    let bf16 = |x: f32| f32::from_bits(x.to_bits().wrapping_add(0x8000) & 0xffff_0000);
+    let base = numbers::<f32>(0, side, side);
+    let base = Matrix::from_fn(side, side, |i, j| bf16(0.1 * base.get(i, j)));
+    let updates: Vec<Matrix<f32>> = (1..=3)
+        .map(|t| {
+            let (a, b) = (numbers(t, rank, side), numbers(t + 3, side, rank));
+            let lora = Lora::new(a, b, 0.02).expect("factors that fit").update();
+            Matrix::from_fn(side, side, |i, j| {
+                let w = base.get(i, j);
+                bf16(w + lora.get(i, j) as f32) - w
+            })
+        })
+        .collect();
+    let precision = Precision {
+        digits: 8,
+        least: -126,
+    };
+    group.bench_function("iso_c, whole", |b| {
+        let updates: Vec<&Matrix<f32>> = updates.iter().collect();
+        b.iter(|| black_box(iso_c(&updates).expect("convergence")));
+    });
+    group.bench_function("iso_c, found and in their span", |b| {
+        b.iter(|| {
+            let found = updates.iter().map(|update| {
+                let found = adapter_of(update, &base, precision).expect("convergence");
+                found.expect("an adapter")
+            });
+            let span = LowRank::of(found.collect()).expect("convergence");
+            black_box(span.expect("a small span").iso_c().expect("convergence"))
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, merges, adapters, stored_adapters);
 criterion_main!(benches);
