@@ -110,7 +110,9 @@ pub fn gradient(features: &Matrix, beta: f64) -> Result<Matrix> {
             }
         }
         row[i] += 1.0;
-        row.iter_mut().for_each(|x| *x /= pivot(i));
+        for x in &mut row {
+            *x /= pivot(i);
+        }
         inverse.row_mut(i).copy_from_slice(&row);
     }
     let weights: Vec<f64> = (0..dim)
