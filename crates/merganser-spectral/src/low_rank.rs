@@ -3,8 +3,8 @@
 //! A fine-tune that was an adapter once is stored as W = round(W₀ + B A). Its update D = W − W₀ has full rank, because the
 //! rounding of W has: methods that make all directions equally long would then merge rounding. D is taken for B A if
 //!
-//! - the directions of D longer than rounding can be ([`Rounding`]) are few, r ≤ 0.08 m n/(m + n), and
-//! - every entry of W, but for one in a thousand, is what B A rounds to: |D − B A| ≤ (ulp(W) + ulp(D))/2 + 6 s √(r/m + r/n),
+//! - the directions of D longer than rounding can be ([`Rounding`]), or than it is likely to be, are few, r ≤ 0.15 m n/(m + n), and
+//! - every entry of W, but for one in a thousand, is what B A rounds to: |D − B A| ≤ (ulp(W) + ulp(D))/2 + 4 s √(r/m + r/n),
 //!   s² the mean variance of the rounding.
 //!
 //! The last term is what the estimate of B A has of the rounding, which the limit of r keeps below the ulp by which a weight
@@ -25,7 +25,9 @@ use crate::{
 };
 
 /// Largest r (1/m + 1/n).
-const SHARE: f64 = 0.08;
+const SHARE: f64 = 0.15;
+/// Standard deviations of an estimated entry that are allowed for.
+const DEVIATIONS: f64 = 4.0;
 /// Largest rank that is looked for.
 const MOST: usize = 256;
 /// What random projection may leave of an update, in squares, times the variance of the rounding: it finds a little less than
@@ -81,48 +83,79 @@ pub fn adapter_of<T: Real>(
     if found.residual > TOLD && left > LEFT * rounding.square() {
         return Ok(None);
     }
-    let longest = rounding.norm();
-    let rank = found.svd.values.iter().filter(|x| **x > longest).count();
-    if rank == 0 {
-        return Ok(None);
-    }
-    let blocks = || {
-        (0..m).step_by(ROWS).map(|first| {
-            let block = update.rows_range(first, m.min(first + ROWS));
-            (first, block.cast::<f64>())
-        })
-    };
-    // One pass of power iteration, in `f64`: what was found is as coarse as the type in which the update is held.
-    let coarse = found.svd.right.rows_range(0, rank);
-    let mut turned = Matrix::zeros(rank, n);
-    for (_, block) in blocks() {
-        let coordinates = gemm::mul_nt(&coarse, &block);
-        gemm::add_mul(&mut turned, 1.0, &coordinates, &block);
-    }
-    let right = orthonormal_rows(&turned, 0.0)?;
-
+    // No rounding is longer than the bound; that of weights of about one size is hardly longer than the second.
     let deviation = (rounding.square() / (m * n) as f64).sqrt();
-    let slack = 6.0 * deviation * (rank as f64 * per_direction).sqrt();
-    let (mut left, mut outliers) = (Vec::new(), 0);
-    for (first, block) in blocks() {
-        let coordinates = gemm::mul_nt(&block, &right);
-        let estimated = gemm::mul(&coordinates, &right);
-        for i in 0..block.rows() {
-            let both = block.row(i).iter().zip(estimated.row(i));
-            outliers += both
-                .zip(stored(first + i))
-                .filter(|((d, estimate), w)| {
-                    let ulps = precision.ulp(*w) + precision.ulp(**d as f32);
-                    (**d - **estimate).abs() > ulps / 2.0 + slack
-                })
-                .count();
+    let edge = 1.5 * deviation * ((m as f64).sqrt() + (n as f64).sqrt());
+    let bounds = [rounding.norm(), edge];
+    let mut ranks = bounds.map(|bound| found.svd.values.iter().filter(|x| **x > bound).count());
+    ranks.sort_unstable();
+    for (i, &rank) in ranks.iter().enumerate() {
+        if rank == 0 || ranks[..i].contains(&rank) {
+            continue;
         }
-        left.push(coordinates);
+        let fit = Fit {
+            update,
+            stored: &stored,
+            precision,
+            slack: DEVIATIONS * deviation * (rank as f64 * per_direction).sqrt(),
+        };
+        if let Some(lora) = fit.adapter(&found.svd.right.rows_range(0, rank))? {
+            return Ok(Some(lora));
+        }
     }
-    if outliers as f64 > OUTLIERS * (m * n) as f64 {
-        return Ok(None);
+    Ok(None)
+}
+
+/// What an adapter must come near to.
+struct Fit<'a, T, S> {
+    update: &'a Matrix<T>,
+    /// A row of W.
+    stored: &'a S,
+    precision: Precision,
+    /// How far the estimate of an entry may be off.
+    slack: f64,
+}
+
+impl<T: Real, S: Fn(usize) -> Vec<f32>> Fit<'_, T, S> {
+    /// The update in `f64`, some rows at a time, with the number of the first.
+    fn blocks(&self) -> impl Iterator<Item = (usize, Matrix)> {
+        let m = self.update.rows();
+        (0..m).step_by(ROWS).map(move |first| {
+            let block = self.update.rows_range(first, m.min(first + ROWS));
+            (first, block.cast())
+        })
     }
-    Lora::new(right, Matrix::stack_rows(&left), 1.0).map(Some)
+
+    /// The adapter over about the span of these right singular vectors, if W is what it rounds to.
+    fn adapter(&self, right: &Matrix) -> Result<Option<Lora>> {
+        let (m, n) = self.update.shape();
+        // One pass of power iteration, in `f64`: what was found is as coarse as the type in which the update is held.
+        let mut turned = Matrix::zeros(right.rows(), n);
+        for (_, block) in self.blocks() {
+            gemm::add_mul(&mut turned, 1.0, &gemm::mul_nt(right, &block), &block);
+        }
+        let right = orthonormal_rows(&turned, 0.0)?;
+        let (mut left, mut outliers) = (Vec::new(), 0);
+        for (first, block) in self.blocks() {
+            let coordinates = gemm::mul_nt(&block, &right);
+            let estimated = gemm::mul(&coordinates, &right);
+            for i in 0..block.rows() {
+                let both = block.row(i).iter().zip(estimated.row(i));
+                outliers += both
+                    .zip((self.stored)(first + i))
+                    .filter(|((d, estimate), w)| {
+                        let ulps = self.precision.ulp(*w) + self.precision.ulp(**d as f32);
+                        (**d - **estimate).abs() > ulps / 2.0 + self.slack
+                    })
+                    .count();
+            }
+            left.push(coordinates);
+        }
+        if outliers as f64 > OUTLIERS * (m * n) as f64 {
+            return Ok(None);
+        }
+        Lora::new(right, Matrix::stack_rows(&left), 1.0).map(Some)
+    }
 }
 
 /// The updates of one matrix, all of low rank, and the space they span.
@@ -297,7 +330,7 @@ mod tests {
             }
         }
         // An adapter of many directions, and of a matrix too small to tell.
-        let many = scaled(low_rank(3, m, n, 30), 0.002);
+        let many = scaled(low_rank(3, m, n, 40), 0.002);
         assert!(none(&stored_update(&base, &many, BRAIN)));
         let small = adapter_of(&update(1, 8, 8), &update(2, 8, 8), SINGLE);
         assert!(small.unwrap().is_none());

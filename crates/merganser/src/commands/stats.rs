@@ -55,8 +55,8 @@ pub(crate) struct Build {
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Means of up to so many random parts of each class instead of one
-    #[arg(long, value_name = "G", default_value_t = 1)]
-    pub(crate) parts: usize,
+    #[arg(long, value_name = "G", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) parts: u16,
     /// Seed of the parts
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -162,7 +162,7 @@ pub(crate) fn run(arguments: &StatsArguments, output: &Output) -> Result<(), Fai
             let features = VectorFile::open(&it.features).map_err(|error| failure(error.into()))?;
             let labels = read_labels(&it.labels).map_err(|error| failure(error.into()))?;
             let options = BuildOptions {
-                parts: it.parts,
+                parts: it.parts.into(),
                 seed: it.seed,
                 cov: it.cov,
                 gram: it.gram,
