@@ -1,13 +1,7 @@
 //! Eigenvalues and eigenvectors of symmetric matrices, and what follows from them for singular systems.
 
-use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
-use faer::linalg::evd::tridiag;
-use faer::linalg::householder;
-use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
-use faer::prelude::default;
-use faer::{Conj, Mat, MatMut, Par};
-
-use crate::{Matrix, Real, Result, gemm, registers, tridiagonal};
+use crate::reduction::Reduction;
+use crate::{Matrix, Real, Result, gemm, tridiagonal};
 
 /// A = Σ λ_k v_k v_kᵀ.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,41 +44,20 @@ impl<T: Real> Eigen<T> {
                 vectors: Matrix::zeros(0, n),
             });
         }
-        let block = recommended_block_size::<T>(n, n);
-        let scratch = StackReq::any_of(&[
-            tridiag::tridiag_in_place_scratch::<T>(n, Par::Seq, default()),
-            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(
-                n - 1,
-                block,
-                k,
-            ),
-        ]);
-        let mut memory = MemBuffer::new(scratch);
-
-        // faer works on columns, which are the rows of our matrices. A = Q T Qᵀ: T tridiagonal, Q as reflections below it.
-        let mut reduced = a.transpose();
-        let mut reduced = MatMut::from_column_major_slice_mut(reduced.as_mut_slice(), n, n);
-        let mut factors = Mat::<T>::zeros(block, n - 1);
-        tridiag::tridiag_in_place(
-            reduced.as_mut(),
-            factors.as_mut(),
-            Par::Seq,
-            MemStack::new(&mut memory),
-            default(),
+        // A power of two, so that scaling rounds nothing.
+        let scale = power_of_two(
+            a.as_slice()
+                .iter()
+                .fold(0.0, |max, x| x.to_f64().abs().max(max)),
         );
-        registers::clear();
-        let diagonal: Vec<T> = (0..n).map(|i| reduced[(i, i)]).collect();
-        let below: Vec<T> = (1..n).map(|i| reduced[(i, i - 1)]).collect();
-        let (values, mut vectors) = tridiagonal::leading(&diagonal, &below, k)?;
-        householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
-            reduced.as_ref().submatrix(1, 0, n - 1, n - 1),
-            factors.as_ref(),
-            Conj::No,
-            MatMut::from_column_major_slice_mut(vectors.as_mut_slice(), n, k).subrows_mut(1, n - 1),
-            Par::Seq,
-            MemStack::new(&mut memory),
-        );
-        registers::clear();
+        let scaled = a.as_slice().iter().map(|x| T::from_f64(x.to_f64() / scale));
+        let reduction = Reduction::of(Matrix::new(n, n, scaled.collect())?);
+        let (mut values, mut vectors) =
+            tridiagonal::leading(&reduction.diagonal, &reduction.below, k)?;
+        reduction.turn(&mut vectors);
+        for x in &mut values {
+            *x *= scale;
+        }
         for k in 0..k {
             fix_sign(vectors.row_mut(k));
         }
@@ -123,6 +96,15 @@ pub(crate) fn noise(n: usize, epsilon: f64) -> f64 {
     4.0 * (n as f64).sqrt() * epsilon
 }
 
+/// The power of two next to a number from below; 1 for zero.
+pub(crate) fn power_of_two(x: f64) -> f64 {
+    if x > 0.0 {
+        2.0_f64.powi((x.log2().floor() as i32).clamp(-1000, 1000))
+    } else {
+        1.0
+    }
+}
+
 /// Makes the element of largest magnitude positive; whether the sign changed.
 pub(crate) fn fix_sign<T: Real>(vector: &mut [T]) -> bool {
     let mut largest = 0.0;
@@ -146,7 +128,10 @@ pub(crate) fn fix_sign<T: Real>(vector: &mut [T]) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::Svd;
 
     fn singular() -> Matrix {
         // Rank 2 in 5 dimensions.
@@ -208,6 +193,135 @@ mod tests {
             assert!(difference.norm() < 1e-12);
             assert_eq!(Eigen::leading(&a, 2 * n).unwrap().vectors.rows(), n);
         }
+    }
+
+    fn random(state: &mut u32, m: usize, n: usize) -> Matrix {
+        Matrix::from_fn(m, n, |_, _| {
+            *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f64::from(*state) / f64::from(u32::MAX) - 0.5
+        })
+    }
+
+    /// Against faer's whole decomposition: values, residuals and orthogonality, in parts of the largest number.
+    fn check(a: &Matrix, k: usize) {
+        let n = a.rows();
+        let largest = a.as_slice().iter().fold(0.0_f64, |max, x| max.max(x.abs()));
+        let scale = power_of_two(largest);
+        let scaled = Matrix::from_fn(n, n, |i, j| a.get(i.max(j), i.min(j)) / scale);
+        let mut expected = scaled
+            .view()
+            .self_adjoint_eigenvalues(faer::Side::Lower)
+            .unwrap();
+        expected.reverse();
+        let mut eigen = Eigen::leading(a, k).unwrap();
+        eigen.values.iter_mut().for_each(|x| *x /= scale);
+        let close = 1e-13 * n as f64;
+        assert_eq!(eigen.values.len(), k.min(n));
+        for (x, y) in eigen.values.iter().zip(&expected) {
+            assert!((x - y).abs() <= close, "{x} {y}");
+        }
+        let mut rest = gemm::mul(&eigen.vectors, &scaled);
+        let mut own = eigen.vectors.clone();
+        own.scale_rows(&eigen.values);
+        rest.add_scaled(-1.0, &own);
+        assert!(rest.norm() <= close, "{}", rest.norm());
+        let mut gram = gemm::mul_nt(&eigen.vectors, &eigen.vectors);
+        gram.add_scaled(-1.0, &Matrix::identity(k.min(n)));
+        assert!(gram.norm() <= close, "{}", gram.norm());
+    }
+
+    #[test]
+    fn matrices_of_all_kinds_at_sizes_around_the_blocks() {
+        let mut state = 7;
+        for n in [1, 2, 3, 31, 32, 33, 63, 64, 65, 66, 97, 128, 129, 193, 257] {
+            let x = random(&mut state, n, n);
+            let noise = gemm::mul_nt(&x, &x);
+            let basis = Svd::of(&x).unwrap().left;
+            let mut clustered = basis.clone();
+            let values: Vec<f64> = (0..n)
+                .map(|i| [1.0, 1.0, 1.0 + 1e-12, -2.0][i % 4])
+                .collect();
+            clustered.scale_rows(&values);
+            let clustered = gemm::mul_tn(&basis, &clustered);
+            let thin = random(&mut state, n, n.div_ceil(9));
+            let graded = Matrix::from_fn(n, n, |i, j| {
+                let exponent = |i: usize| 150.0 * (i as f64 / n as f64 - 0.5);
+                noise.get(i, j) * 10_f64.powf(exponent(i) + exponent(j))
+            });
+            let mut reversed = graded.clone();
+            for i in 0..n {
+                for j in 0..n {
+                    reversed.set(i, j, graded.get(n - 1 - i, n - 1 - j));
+                }
+            }
+            let all = [
+                Matrix::zeros(n, n),
+                Matrix::identity(n),
+                Matrix::from_fn(n, n, |_, _| 1.0),
+                gemm::mul_nt(&thin, &thin),
+                noise,
+                clustered,
+                graded,
+                reversed,
+            ];
+            for a in all {
+                for k in [n, n.div_ceil(8)] {
+                    check(&a, k);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn symmetric_matrices_of_any_size(
+            n in 1_usize..200,
+            seed in any::<u32>(),
+            exponent in -150_i32..150,
+            zeros in 0_u8..4,
+        ) {
+            let mut state = seed;
+            let mut a = random(&mut state, n, n);
+            // Some rows and columns of zeros, and numbers that vanish beside others.
+            for i in 0..n {
+                for j in 0..n {
+                    let factor = match (zeros, i % 5 == 1 || j % 5 == 1) {
+                        (1, true) => 0.0,
+                        (2, true) => 1e-160,
+                        (3, true) => 1e-9,
+                        _ => 1.0,
+                    };
+                    a.set(i, j, a.get(i, j) * factor * 10_f64.powi(exponent));
+                }
+            }
+            check(&a, 1 + seed as usize % n);
+            check(&a, n);
+        }
+    }
+
+    #[test]
+    fn single_precision_has_its_own_digits() {
+        let a = gemm::mul_nt(&random(&mut 3, 150, 40), &random(&mut 3, 150, 40));
+        let eigen = Eigen::of(&a.cast::<f32>()).unwrap();
+        let exact = Eigen::of(&a).unwrap();
+        for (x, y) in eigen.values.iter().zip(&exact.values) {
+            assert!((x - y).abs() < 1e-5 * exact.values[0], "{x} {y}");
+        }
+        let mut gram = gemm::mul_nt(&eigen.vectors, &eigen.vectors);
+        gram.add_scaled(-1.0, &Matrix::identity(150));
+        assert!(gram.norm() < 1e-4, "{}", gram.norm());
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_number_of_threads() {
+        let x = random(&mut 5, 600, 600);
+        let a = gemm::mul_nt(&x, &x);
+        let of = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().unwrap().install(|| Eigen::of(&a).unwrap())
+        };
+        assert_eq!(of(1), of(3));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Products of matrices. The rows of the result are split by its shape; each piece is one call of faer on one thread,
-//! so that the bits do not depend on the number of threads.
+//! Products of matrices. The result is cut by its shape; each piece is one call of faer on one thread, so that the bits do not
+//! depend on the number of threads.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -7,7 +7,14 @@ use rayon::prelude::*;
 
 use crate::{Matrix, Real, registers};
 
-/// Rows of the result in one piece.
+/// Multiplications and numbers of the result up to which a product is one piece. The kernel copies both operands of every
+/// piece, which costs as much as the work itself where a piece is thin.
+const WORK: usize = 1 << 26;
+const AREA: usize = 1 << 16;
+/// Rows and columns of the result are cut at multiples of this number.
+pub(crate) const GRAIN: usize = 64;
+
+/// Rows of the result in one piece of a sum of outer products.
 fn piece(rows: usize) -> usize {
     rows.div_ceil(8).clamp(16, 256)
 }
@@ -24,8 +31,25 @@ pub(crate) fn product_into_rows<T: Real>(
     b: MatRef<'_, T>,
     alpha: f64,
 ) {
+    let out = MatMut::from_column_major_slice_with_stride_mut(out, b.ncols(), a.nrows(), stride);
+    transposed_product(out, accumulate, a, b, alpha);
+}
+
+/// Whether the product has more work than one piece.
+fn is_large<T>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> bool {
+    a.nrows() * a.ncols() * b.ncols() > WORK
+}
+
+/// The same into columns.
+fn transposed_product<T: Real>(
+    out: MatMut<'_, T>,
+    accumulate: Accum,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    alpha: f64,
+) {
     matmul(
-        MatMut::from_column_major_slice_with_stride_mut(out, b.ncols(), a.nrows(), stride),
+        out,
         accumulate,
         b.transpose(),
         a.transpose(),
@@ -35,37 +59,48 @@ pub(crate) fn product_into_rows<T: Real>(
     registers::clear();
 }
 
-/// out = α A B, or out += α A B where `accumulate`, by pieces of rows.
-fn product<T: Real>(
-    out: &mut [T],
+/// The same on all threads: the longer side of the result is halved until the pieces are small enough.
+pub(crate) fn product_in_pieces<T: Real>(
+    out: MatMut<'_, T>,
+    accumulate: Accum,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     alpha: f64,
-    accumulate: bool,
 ) {
     let (rows, cols) = (a.nrows(), b.ncols());
-    if rows == 0 || cols == 0 {
-        return;
+    if rows * cols <= AREA || !is_large(a, b) {
+        return transposed_product(out, accumulate, a, b, alpha);
     }
-    let accumulate = if accumulate {
-        Accum::Add
+    let half = (rows.max(cols) / 2).next_multiple_of(GRAIN);
+    let parts = if rows >= cols {
+        let ((first, second), (upper, lower)) = (out.split_at_col_mut(half), a.split_at_row(half));
+        [(first, upper, b), (second, lower, b)]
     } else {
-        Accum::Replace
+        let ((first, second), (left, right)) = (out.split_at_row_mut(half), b.split_at_col(half));
+        [(first, a, left), (second, a, right)]
     };
-    let height = piece(rows);
-    out.par_chunks_mut(height * cols)
-        .enumerate()
-        .for_each(|(i, out)| {
-            let lines = out.len() / cols;
-            let a = a.subrows(i * height, lines);
-            product_into_rows(out, cols, accumulate, a, b, alpha);
-        });
+    let [first, second] =
+        parts.map(|(out, a, b)| move || product_in_pieces(out, accumulate, a, b, alpha));
+    rayon::join(first, second);
+}
+
+/// out = α A B, or out += α A B where `accumulate`.
+fn product<T: Real>(
+    out: &mut Matrix<T>,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    alpha: f64,
+    accumulate: Accum,
+) {
+    if !out.as_slice().is_empty() {
+        product_in_pieces(out.columns_mut(), accumulate, a, b, alpha);
+    }
 }
 
 fn fresh<T: Real>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Matrix<T> {
     assert_eq!(a.ncols(), b.nrows(), "the shapes of a product do not fit");
     let mut out = Matrix::zeros(a.nrows(), b.ncols());
-    product(out.as_mut_slice(), a, b, 1.0, false);
+    product(&mut out, a, b, 1.0, Accum::Replace);
     out
 }
 
@@ -90,7 +125,13 @@ pub fn mul_nt<T: Real>(a: &Matrix<T>, b: &Matrix<T>) -> Matrix<T> {
 /// # Panics
 /// If the shapes do not fit.
 pub fn mul_tn<T: Real>(a: &Matrix<T>, b: &Matrix<T>) -> Matrix<T> {
-    fresh(a.view().transpose(), b.view())
+    let transposed = a.view().transpose();
+    // The kernel reads the left matrix row by row, again and again.
+    if is_large(transposed, b.view()) {
+        mul(&a.transpose(), b)
+    } else {
+        fresh(transposed, b.view())
+    }
 }
 
 /// out += α A B.
@@ -102,7 +143,7 @@ pub fn add_mul<T: Real>(out: &mut Matrix<T>, alpha: f64, a: &Matrix<T>, b: &Matr
         a.cols() == b.rows() && out.shape() == (a.rows(), b.cols()),
         "the shapes of a product do not fit"
     );
-    product(out.as_mut_slice(), a.view(), b.view(), alpha, true);
+    product(out, a.view(), b.view(), alpha, Accum::Add);
 }
 
 /// Σ over n rows of r xᵀ: adds RᵀX to `out`, where `r` holds n rows of `out.rows()` numbers and `x` n rows of
@@ -142,6 +183,7 @@ pub fn add_outer<T: Real>(out: &mut Matrix<f64>, r: &[T], x: &[T]) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -171,6 +213,25 @@ mod tests {
             let mut sum = expected.clone();
             add_mul(&mut sum, -1.0, &a, &b);
             assert_eq!(sum, Matrix::zeros(m, n));
+        }
+    }
+
+    #[test]
+    fn products_are_exact_over_pieces_on_any_number_of_threads() {
+        for (m, k, n) in [(700, 300, 500), (90, 1100, 800), (1500, 70, 700)] {
+            let (a, b) = (numbers(m, k, 1), numbers(k, n, 2));
+            assert!(is_large(a.view(), b.view()));
+            let expected = Matrix::from_fn(m, n, |i, j| {
+                crate::dot(a.row(i), &(0..k).map(|k| b.get(k, j)).collect::<Vec<_>>())
+            });
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                pool.build().unwrap().install(|| {
+                    assert_eq!(mul(&a, &b), expected);
+                    assert_eq!(mul_nt(&a, &b.transpose()), expected);
+                    assert_eq!(mul_tn(&a.transpose(), &b), expected);
+                });
+            }
         }
     }
 

@@ -39,6 +39,7 @@ mod polar;
 pub mod qp;
 mod range;
 mod real;
+mod reduction;
 mod registers;
 mod spd;
 mod svd;

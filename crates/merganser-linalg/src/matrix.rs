@@ -1,12 +1,15 @@
 //! A plain row-major matrix. Sums over its elements are taken in `f64`.
 
-use faer::MatRef;
+use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
 use crate::{Error, Real, Result};
 
 /// Rows that one thread works on in an element-wise pass.
 const ROWS: usize = 64;
+/// Rows and columns of a tile that is mirrored at once: small enough that rows a power of two apart do not drive each other out
+/// of the cache.
+const TILE: usize = 8;
 
 /// A dense matrix in row-major order.
 #[derive(Debug, Clone, PartialEq)]
@@ -280,6 +283,25 @@ impl<T: Real> Matrix<T> {
     /// [`Error::NotFinite`] with the first place.
     pub fn check_finite(&self) -> Result<()> {
         check_finite(&self.data, self.cols)
+    }
+
+    /// Makes a square symmetric by its lower triangle.
+    pub(crate) fn mirror(&mut self) {
+        let n = self.rows;
+        for i0 in (0..n).step_by(TILE) {
+            for j0 in (0..=i0).step_by(TILE) {
+                for i in i0..(i0 + TILE).min(n) {
+                    for j in j0..(j0 + TILE).min(i) {
+                        self.data[j * n + i] = self.data[i * n + j];
+                    }
+                }
+            }
+        }
+    }
+
+    /// The rows as columns, which is how faer takes its destinations.
+    pub(crate) fn columns_mut(&mut self) -> MatMut<'_, T> {
+        MatMut::from_column_major_slice_mut(&mut self.data, self.cols, self.rows)
     }
 
     pub(crate) fn view(&self) -> MatRef<'_, T> {

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 use crate::eigen::noise;
 use crate::svd::widened;
+use crate::symmetric::gram_of_rows;
 use crate::{Eigen, Matrix, Real, Result, Svd, gemm, gram};
 
 /// Condition of the Gram matrix above which the factor is corrected.
@@ -94,11 +95,12 @@ impl<'a> Root<'a> {
         let rank = eigen.rank(cutoff * largest);
         let roots: Vec<f64> = eigen.values[..rank].iter().map(|x| x.sqrt()).collect();
         let vectors = eigen.vectors.rows_range(0, rank);
-        let mut scaled = vectors.clone();
-        scaled.scale_rows(&roots.iter().map(|x| 1.0 / x).collect::<Vec<_>>());
+        // With each vector times λ^(−1/4), so that half the product is enough.
+        let mut scaled = vectors.transpose();
+        scaled.scale_cols(&roots.iter().map(|x| 1.0 / x.sqrt()).collect::<Vec<_>>());
         Ok(Self {
             matrix: a,
-            inverse: Some(gemm::mul_tn(&vectors, &scaled)),
+            inverse: Some(gram_of_rows(&scaled)),
             nuclear_norm: scale * roots.iter().sum::<f64>(),
             rank,
             condition: match rank {

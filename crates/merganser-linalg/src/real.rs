@@ -4,10 +4,12 @@ use std::fmt::Debug;
 
 /// `f32` or `f64`.
 pub trait Real:
-    faer::traits::RealField + Copy + Default + Debug + PartialOrd + Send + Sync + 'static
+    faer::traits::RealField + pulp::bytemuck::Pod + Default + Debug + PartialOrd + Send + Sync + 'static
 {
     /// Distance from 1 to the next larger number.
     const EPSILON: f64;
+    /// The smallest number of full precision.
+    const SMALLEST: f64;
 
     /// The nearest number of this type.
     fn from_f64(x: f64) -> Self;
@@ -18,6 +20,7 @@ pub trait Real:
 
 impl Real for f64 {
     const EPSILON: f64 = f64::EPSILON;
+    const SMALLEST: f64 = f64::MIN_POSITIVE;
 
     fn from_f64(x: f64) -> Self {
         x
@@ -30,6 +33,7 @@ impl Real for f64 {
 
 impl Real for f32 {
     const EPSILON: f64 = f32::EPSILON as f64;
+    const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
 
     fn from_f64(x: f64) -> Self {
         x as f32

@@ -5,10 +5,10 @@
 //! type of the data (`f32` rows cost what an `f32` product costs) and added to the `f64` sums, whose error stays at that
 //! of one batch however many rows follow.
 
-use faer::{Accum, MatRef};
+use faer::{Accum, MatMut, MatRef};
 use rayon::prelude::*;
 
-use crate::gemm::product_into_rows;
+use crate::gemm::{GRAIN, product_in_pieces, product_into_rows};
 use crate::matrix::check_finite;
 use crate::{Error, Matrix, Real, Result};
 
@@ -267,33 +267,55 @@ impl Symmetric {
 /// If A is not finite or a sum overflows.
 pub fn gram<T: Real>(a: &Matrix<T>) -> Result<Matrix<T>> {
     a.check_finite()?;
-    let (m, n) = a.shape();
-    let d = m.min(n);
-    let a = if m > n {
-        a.view().transpose()
+    let gram = if a.rows() > a.cols() {
+        gram_of_rows(&a.transpose())
     } else {
-        a.view()
+        gram_of_rows(a)
     };
-    let mut lower = Matrix::zeros(d, d);
-    if d == 0 {
-        return Ok(lower);
+    gram.check_finite()?;
+    Ok(gram)
+}
+
+/// A Aᵀ by half products, of numbers that nobody has looked at.
+pub(crate) fn gram_of_rows<T: Real>(a: &Matrix<T>) -> Matrix<T> {
+    let d = a.rows();
+    let mut gram = Matrix::zeros(d, d);
+    lower_triangle(
+        gram.columns_mut(),
+        Accum::Replace,
+        a.view(),
+        a.view().transpose(),
+        1.0,
+    );
+    gram.mirror();
+    gram
+}
+
+/// Writes α A B, of which the lower triangle is known to be all, or adds it; `out` holds its rows as columns. Some of the
+/// upper triangle changes too.
+pub(crate) fn lower_triangle<T: Real>(
+    out: MatMut<'_, T>,
+    accumulate: Accum,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    alpha: f64,
+) {
+    let d = a.nrows();
+    if d <= PANEL {
+        return product_in_pieces(out, accumulate, a, b, alpha);
     }
-    lower
-        .as_mut_slice()
-        .par_chunks_mut(PANEL * d)
-        .enumerate()
-        .for_each(|(panel, rows)| {
-            let (first, height) = (panel * PANEL, rows.len() / d);
-            let own = a.subrows(first, height);
-            let others = a.subrows(0, first + height).transpose();
-            product_into_rows(rows, d, Accum::Replace, own, others, 1.0);
-        });
-    let upper = lower.transpose();
-    for i in 0..d {
-        lower.row_mut(i)[i + 1..].copy_from_slice(&upper.row(i)[i + 1..]);
-    }
-    lower.check_finite()?;
-    Ok(lower)
+    let half = (d / 2).next_multiple_of(GRAIN);
+    let (first, between, _, second) = out.split_at_mut(half, half);
+    let ((upper, lower), (left, right)) = (a.split_at_row(half), b.split_at_col(half));
+    rayon::join(
+        || product_in_pieces(between, accumulate, lower, left, alpha),
+        || {
+            rayon::join(
+                || lower_triangle(first, accumulate, upper, left, alpha),
+                || lower_triangle(second, accumulate, lower, right, alpha),
+            )
+        },
+    );
 }
 
 #[cfg(test)]
@@ -306,7 +328,15 @@ mod tests {
 
     #[test]
     fn the_smaller_side_has_the_smaller_gram() {
-        for (m, n) in [(3, 2100), (2100, 3), (5, 5), (0, 4), (4, 0)] {
+        for (m, n) in [
+            (3, 2100),
+            (2100, 3),
+            (5, 5),
+            (0, 4),
+            (4, 0),
+            (450, 500),
+            (700, 391),
+        ] {
             let a = Matrix::from_fn(m, n, |i, j| ((i * 13 + j * 29) % 9) as f64 - 4.0);
             let expected = if m > n {
                 gemm::mul_tn(&a, &a)

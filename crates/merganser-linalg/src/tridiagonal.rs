@@ -8,16 +8,20 @@
 //! Eisenstat, *A stable and efficient algorithm for the rank-one modification of the symmetric eigenproblem*, SIAM Journal on
 //! Matrix Analysis and Applications 15, 1994).
 
-use faer::Par;
+// What is not compiled into the caller is compiled for any processor.
+#![allow(clippy::inline_always)]
+
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{
     ComputeEigenvectors, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd,
 };
 use faer::prelude::default;
-use pulp::Arch;
+use faer::{Accum, Par};
+use pulp::{Arch, Simd, WithSimd};
 
-use crate::{Error, Matrix, Real, Result, gemm, registers};
+use crate::gemm::product_in_pieces;
+use crate::{Error, Matrix, Real, Result, registers};
 
 /// Up to this dimension a matrix is not torn.
 const SMALL: usize = 64;
@@ -46,7 +50,13 @@ pub(crate) fn leading<T: Real>(
         1.0
     };
     let scaled = |x: &[T]| x.iter().map(|x| x.to_f64() / scale).collect::<Vec<_>>();
-    let (diagonal, below) = (scaled(diagonal), scaled(below));
+    let (diagonal, mut below) = (scaled(diagonal), scaled(below));
+    // Far below rounding, and all that the iteration may not get over.
+    for x in &mut below {
+        if x.abs() < f64::EPSILON.powi(2) {
+            *x = 0.0;
+        }
+    }
     let (mut values, vectors) = if T::EPSILON > f64::EPSILON && 2 * k > diagonal.len() {
         let single = |x: &[f64]| x.iter().map(|x| T::from_f64(*x)).collect::<Vec<_>>();
         whole(&single(&diagonal), &single(&below), k)?
@@ -80,23 +90,24 @@ fn torn(mut diagonal: Vec<f64>, below: &[f64], k: usize) -> Result<(Vec<f64>, Ma
     let update = RankOne::deflated(d, z, rho);
     let (values, coordinates) = update.leading(k);
     let mut vectors = Matrix::zeros(values.len(), n);
-    for (from, to, part) in [(0, half, &first), (half, n, &second)] {
-        let own = Matrix::from_fn(values.len(), to - from, |i, j| coordinates.get(i, from + j));
-        let own = gemm::mul(&own, part);
-        for i in 0..values.len() {
-            vectors.row_mut(i)[from..to].copy_from_slice(own.row(i));
-        }
+    for (from, part) in [(0, &first), (half, &second)] {
+        let own = coordinates.view().subcols(from, part.rows());
+        let out = vectors.columns_mut().subrows_mut(from, part.cols());
+        product_in_pieces(out, Accum::Replace, own, part.view(), 1.0);
     }
     Ok((values, vectors))
 }
 
-/// The same by faer's iteration.
+/// The same by faer's iteration. It starts at the end and may not converge where numbers rise by many orders of magnitude
+/// towards it, so that it gets them the other way round.
 fn whole<T: Real>(diagonal: &[T], below: &[T], k: usize) -> Result<(Vec<f64>, Matrix<T>)> {
     let n = diagonal.len();
+    let size = |x: Option<&T>| x.map_or(0.0, |x| x.to_f64().abs());
+    let rises = size(diagonal.first()) < size(diagonal.last());
     let of = |x: &[T]| {
         let mut out = Diag::<T>::zeros(n);
-        for (i, x) in x.iter().enumerate() {
-            out[i] = *x;
+        for (i, number) in x.iter().enumerate() {
+            out[if rises { x.len() - 1 - i } else { i }] = *number;
         }
         out
     };
@@ -124,7 +135,13 @@ fn whole<T: Real>(diagonal: &[T], below: &[T], k: usize) -> Result<(Vec<f64>, Ma
     }
     let order = descending(&values, k);
     let values = order.iter().map(|&i| values[i]).collect();
-    Ok((values, vectors.gather_rows(&order)))
+    let mut vectors = vectors.gather_rows(&order);
+    if rises {
+        for i in 0..order.len() {
+            vectors.row_mut(i).reverse();
+        }
+    }
+    Ok((values, vectors))
 }
 
 /// The places of the `k` largest values, the largest first.
@@ -289,12 +306,15 @@ impl RankOne {
     /// The function at d[pole] + offset; its terms up to number i are those of poles on the left.
     fn at(&self, d: &[f64], i: usize, pole: usize, offset: f64) -> Value {
         let at = d[pole];
-        let ((left, slope_left), (right, slope_right)) = self.arch.dispatch(|| {
-            (
-                sums(&d[..=i], &self.z[..=i], at, offset),
-                sums(&d[i + 1..], &self.z[i + 1..], at, offset),
-            )
-        });
+        let sums = |from, to| {
+            self.arch.dispatch(Sums {
+                d: &d[from..to],
+                z: &self.z[from..to],
+                pole: at,
+                offset,
+            })
+        };
+        let ((left, slope_left), (right, slope_right)) = (sums(0, i + 1), sums(i + 1, d.len()));
         let [left, slope_left, right, slope_right] =
             [left, slope_left, right, slope_right].map(|x| x * self.rho);
         Value {
@@ -309,17 +329,12 @@ impl RankOne {
         }
     }
 
-    /// The z for which the roots that were found are exact (Löwner's formula).
+    /// The z for which the roots that were found are exact.
     fn exact_for(&self, d: &[f64], roots: &[Root]) -> Vec<f64> {
-        let mut squares = vec![1.0; d.len()];
-        self.arch.dispatch(|| {
-            for (j, root) in roots.iter().enumerate() {
-                let (pole, offset, own) = (d[root.pole], root.offset, squares[j]);
-                for (square, d_i) in squares.iter_mut().zip(d) {
-                    *square *= ((pole - d_i) + offset) / (d[j] - d_i);
-                }
-                squares[j] = own * (((pole - d[j]) + offset) / self.rho);
-            }
+        let squares = self.arch.dispatch(Squares {
+            d,
+            roots,
+            rho: self.rho,
         });
         squares
             .iter()
@@ -330,25 +345,60 @@ impl RankOne {
 }
 
 /// Σ z_j² / (d_j − λ) and Σ z_j² / (d_j − λ)² for λ = pole + offset.
-#[inline(always)]
-#[allow(clippy::inline_always)]
-fn sums(d: &[f64], z: &[f64], pole: f64, offset: f64) -> (f64, f64) {
-    let (mut sum, mut slope) = ([0.0; LANES], [0.0; LANES]);
-    let (d_rows, z_rows) = (d.chunks_exact(LANES), z.chunks_exact(LANES));
-    let rest = d_rows.remainder().iter().zip(z_rows.remainder());
-    for (d, z) in d_rows.zip(z_rows) {
-        for lane in 0..LANES {
-            let x = z[lane] / (d[lane] - pole - offset);
-            sum[lane] += z[lane] * x;
+struct Sums<'a> {
+    d: &'a [f64],
+    z: &'a [f64],
+    pole: f64,
+    offset: f64,
+}
+
+impl WithSimd for Sums<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> (f64, f64) {
+        let (mut sum, mut slope) = ([0.0; LANES], [0.0; LANES]);
+        let (d_rows, d_rest) = self.d.as_chunks::<LANES>();
+        let (z_rows, z_rest) = self.z.as_chunks::<LANES>();
+        for (d, z) in d_rows.iter().zip(z_rows) {
+            for lane in 0..LANES {
+                let x = z[lane] / (d[lane] - self.pole - self.offset);
+                sum[lane] += z[lane] * x;
+                slope[lane] += x * x;
+            }
+        }
+        for (lane, (d, z)) in d_rest.iter().zip(z_rest).enumerate() {
+            let x = z / (d - self.pole - self.offset);
+            sum[lane] += z * x;
             slope[lane] += x * x;
         }
+        (sum.iter().sum(), slope.iter().sum())
     }
-    for (lane, (d, z)) in rest.enumerate() {
-        let x = z / (d - pole - offset);
-        sum[lane] += z * x;
-        slope[lane] += x * x;
+}
+
+/// The squares of the ẑ for which the roots that were found are exact, by Löwner's formula.
+struct Squares<'a> {
+    d: &'a [f64],
+    roots: &'a [Root],
+    rho: f64,
+}
+
+impl WithSimd for Squares<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vec<f64> {
+        let d = self.d;
+        let mut squares = vec![1.0; d.len()];
+        for (j, root) in self.roots.iter().enumerate() {
+            let (pole, offset, own) = (d[root.pole], root.offset, squares[j]);
+            for (square, d_i) in squares.iter_mut().zip(d) {
+                *square *= ((pole - d_i) + offset) / (d[j] - d_i);
+            }
+            squares[j] = own * (((pole - d[j]) + offset) / self.rho);
+        }
+        squares
     }
-    (sum.iter().sum(), slope.iter().sum())
 }
 
 /// 1 + ρ Σ z_j² / (d_j − λ) at some λ.
@@ -385,6 +435,7 @@ impl Value {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::gemm;
     use proptest::prelude::*;
 
     fn check(diagonal: &[f64], below: &[f64], k: usize) {
@@ -440,6 +491,33 @@ mod tests {
             for below in [&numbers, &graded, &ones, &zeros, &signs, &torn] {
                 for k in [1, 20, 150] {
                     check(diagonal, &below[..n - 1], k);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_all_orders_of_magnitude() {
+        for n in [8_usize, 30, 64, 100] {
+            let rising = |i: usize| 300.0 * (i as f64 / n as f64 - 1.0);
+            let falling = |i: usize| rising(n - 1 - i);
+            let peak = |i: usize| rising(2 * i.min(n - 1 - i));
+            let valley = |i: usize| rising(2 * i.max(n - 1 - i) - n);
+            let exponents: [&dyn Fn(usize) -> f64; 4] = [&rising, &falling, &peak, &valley];
+            for exponent in exponents {
+                let diagonal: Vec<f64> = (0..n)
+                    .map(|i| 10_f64.powf(exponent(i)) * (1.0 + (i as f64).sin().abs()))
+                    .collect();
+                let (mean, min, max) = (|x: f64, y: f64| (x * y).sqrt(), f64::min, f64::max);
+                let between: [&dyn Fn(f64, f64) -> f64; 3] = [&mean, &min, &max];
+                for between in between {
+                    let pairs = diagonal.windows(2);
+                    let below: Vec<f64> = pairs.map(|d| between(d[0], d[1])).collect();
+                    let (values, vectors) = leading(&diagonal, &below, n).unwrap();
+                    assert!(values.iter().all(|x| x.is_finite()));
+                    let mut gram = gemm::mul_nt(&vectors, &vectors);
+                    gram.add_scaled(-1.0, &Matrix::identity(n));
+                    assert!(gram.norm() < 1e-12);
                 }
             }
         }
