@@ -44,12 +44,7 @@ impl<T: Real> Eigen<T> {
                 vectors: Matrix::zeros(0, n),
             });
         }
-        // A power of two, so that scaling rounds nothing.
-        let scale = power_of_two(
-            a.as_slice()
-                .iter()
-                .fold(0.0, |max, x| x.to_f64().abs().max(max)),
-        );
+        let scale = power_of_two(a.largest());
         let scaled = a.as_slice().iter().map(|x| T::from_f64(x.to_f64() / scale));
         let reduction = Reduction::of(Matrix::new(n, n, scaled.collect())?);
         let (mut values, mut vectors) =
@@ -96,7 +91,7 @@ pub(crate) fn noise(n: usize, epsilon: f64) -> f64 {
     4.0 * (n as f64).sqrt() * epsilon
 }
 
-/// The power of two next to a number from below; 1 for zero.
+/// The power of two next to a number from below, by which scaling rounds nothing; 1 for zero.
 pub(crate) fn power_of_two(x: f64) -> f64 {
     if x > 0.0 {
         2.0_f64.powi((x.log2().floor() as i32).clamp(-1000, 1000))
@@ -205,8 +200,7 @@ mod tests {
     /// Against faer's whole decomposition: values, residuals and orthogonality, in parts of the largest number.
     fn check(a: &Matrix, k: usize) {
         let n = a.rows();
-        let largest = a.as_slice().iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-        let scale = power_of_two(largest);
+        let scale = power_of_two(a.largest());
         let scaled = Matrix::from_fn(n, n, |i, j| a.get(i.max(j), i.min(j)) / scale);
         let mut expected = scaled
             .view()

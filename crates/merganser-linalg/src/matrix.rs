@@ -285,6 +285,12 @@ impl<T: Real> Matrix<T> {
         check_finite(&self.data, self.cols)
     }
 
+    /// The largest magnitude; 0 of an empty matrix. NaN counts for nothing.
+    pub(crate) fn largest(&self) -> f64 {
+        let sizes = self.data.iter().map(|x| x.to_f64().abs());
+        sizes.fold(0.0, f64::max)
+    }
+
     /// Makes a square symmetric by its lower triangle.
     pub(crate) fn mirror(&mut self) {
         let n = self.rows;

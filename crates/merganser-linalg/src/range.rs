@@ -55,10 +55,7 @@ impl Sketch {
         a.check_finite()?;
         let (m, n) = a.shape();
         let size = k.saturating_add(self.oversampling);
-        let largest = a.as_slice().iter().fold(0.0, |max: f64, x| {
-            let x = x.to_f64().abs();
-            if x > max { x } else { max }
-        });
+        let largest = a.largest();
         if size >= m.min(n) || k == 0 || !(1e-30..1e30).contains(&largest) {
             let svd = Svd::truncated(a, k, epsilon)?;
             return Ok(Sketched { svd, residual: 0.0 });

@@ -12,7 +12,7 @@ use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::prelude::default;
 use faer::{MatMut, Par};
 
-use crate::eigen::{fix_sign, noise};
+use crate::eigen::{fix_sign, noise, power_of_two};
 use crate::{Eigen, Error, Matrix, Real, Result, gemm, gram, registers};
 
 /// A = Σ σ_k u_k v_kᵀ, k < min(m, n).
@@ -163,17 +163,13 @@ impl Svd {
 
 /// The matrix in `f64` and a factor to be undone: 1, unless its Gram could overflow or vanish.
 pub(crate) fn widened<T: Real>(a: &Matrix<T>) -> (Cow<'_, Matrix>, f64) {
-    let largest = a.as_slice().iter().fold(0.0_f64, |max, x| {
-        let x = x.to_f64().abs();
-        if x > max { x } else { max }
-    });
+    let largest = a.largest();
     let same = (a as &dyn Any).downcast_ref::<Matrix>();
     let mut out = same.map_or_else(|| Cow::Owned(a.cast()), Cow::Borrowed);
     if largest == 0.0 || (1e-100..1e100).contains(&largest) {
         return (out, 1.0);
     }
-    // A power of two, so that scaling rounds nothing.
-    let scale = 2.0_f64.powi((largest.log2() as i32).max(-1000));
+    let scale = power_of_two(largest);
     out.to_mut().scale(1.0 / scale);
     (out, scale)
 }

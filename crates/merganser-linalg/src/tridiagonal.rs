@@ -20,6 +20,7 @@ use faer::prelude::default;
 use faer::{Accum, Par};
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::eigen::power_of_two;
 use crate::gemm::product_in_pieces;
 use crate::{Error, Matrix, Real, Result, registers};
 
@@ -42,13 +43,8 @@ pub(crate) fn leading<T: Real>(
 ) -> Result<(Vec<f64>, Matrix<T>)> {
     let all = diagonal.iter().chain(below);
     let largest = all.fold(0.0_f64, |max, x| max.max(x.to_f64().abs()));
-    // A power of two, so that scaling rounds nothing. faer's iteration is exact to an absolute size, and here squares of
-    // differences stay in range.
-    let scale = if largest > 0.0 {
-        2.0_f64.powi((largest.log2() as i32).clamp(-1000, 1000))
-    } else {
-        1.0
-    };
+    // faer's iteration is exact to an absolute size, and here squares of differences stay in range.
+    let scale = power_of_two(largest);
     let scaled = |x: &[T]| x.iter().map(|x| x.to_f64() / scale).collect::<Vec<_>>();
     let (diagonal, mut below) = (scaled(diagonal), scaled(below));
     // Far below rounding, and all that the iteration may not get over.

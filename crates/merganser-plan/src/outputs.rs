@@ -295,7 +295,7 @@ impl<'p> Maker<'p> {
                 )));
             }
             let counts = row.name.ends_with(BATCH_COUNTER);
-            if counts || self.method.keeps_whole_numbers() {
+            if inputs.len() > 1 && (counts || self.method.keeps_whole_numbers()) {
                 let of_base = |input: &InputRef| Some(input.model) == scope.base_model;
                 let mut inputs = inputs;
                 let kept = inputs.swap_remove(inputs.iter().position(of_base).unwrap_or(0));

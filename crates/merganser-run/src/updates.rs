@@ -21,17 +21,18 @@ pub(crate) fn bytes(m: usize, n: usize, rank: usize) -> u64 {
 /// The format to which a model's tensor is rounded.
 pub(crate) fn precision(model: &Model, name: &str) -> Precision {
     // An adapter on top of a model is applied in single precision.
-    let adapted = !model.deltas(name).is_empty();
-    let stored = model.info(name).map(|info| info.dtype);
-    let (digits, least) = match stored {
-        Some(Dtype::BF16) if !adapted => (8, -126),
-        Some(Dtype::F16) if !adapted => (11, -14),
-        Some(Dtype::F8E4M3) if !adapted => (4, -6),
-        Some(Dtype::F8E5M2) if !adapted => (3, -14),
+    let stored = model
+        .info(name)
+        .filter(|_| model.deltas(name).is_empty())
+        .map(|info| info.dtype);
+    match stored {
+        Some(Dtype::BF16) => Precision::BF16,
+        Some(Dtype::F16) => Precision::F16,
+        Some(Dtype::F8E4M3) => Precision::F8_E4M3,
+        Some(Dtype::F8E5M2) => Precision::F8_E5M2,
         // Wider ones are read as single precision.
-        _ => (24, -126),
-    };
-    Precision { digits, least }
+        _ => Precision::F32,
+    }
 }
 
 /// Shows the tensor called `name` to `visit`, a few rows of `columns` elements at a time.

@@ -102,10 +102,6 @@ fn stored_adapters(c: &mut Criterion) {
             })
         })
         .collect();
-    let precision = Precision {
-        digits: 8,
-        least: -126,
-    };
     group.bench_function("iso_c, whole", |b| {
         let updates: Vec<&Matrix<f32>> = updates.iter().collect();
         b.iter(|| black_box(iso_c(&updates).expect("convergence")));
@@ -113,7 +109,7 @@ fn stored_adapters(c: &mut Criterion) {
     group.bench_function("iso_c, found and in their span", |b| {
         b.iter(|| {
             let found = updates.iter().map(|update| {
-                let found = adapter_of(update, &base, precision).expect("convergence");
+                let found = adapter_of(update, &base, Precision::BF16).expect("convergence");
                 found.expect("an adapter")
             });
             let span = LowRank::of(found.collect()).expect("convergence");

@@ -14,6 +14,8 @@
 //! With orthonormal bases Û and V̂ of all B_t and A_t, D_t = Û M_t V̂. A method that commutes with orthogonal changes of basis
 //! merges the small M_t and gives what it would give on the D_t without their rounding.
 
+use std::collections::BTreeSet;
+
 use merganser_linalg::{Matrix, Real, Sketch, gemm, orthonormal_rows};
 
 use crate::cart::cart_of;
@@ -87,12 +89,9 @@ pub fn adapter_of<T: Real>(
     let deviation = (rounding.square() / (m * n) as f64).sqrt();
     let edge = 1.5 * deviation * ((m as f64).sqrt() + (n as f64).sqrt());
     let bounds = [rounding.norm(), edge];
-    let mut ranks = bounds.map(|bound| found.svd.values.iter().filter(|x| **x > bound).count());
-    ranks.sort_unstable();
-    for (i, &rank) in ranks.iter().enumerate() {
-        if rank == 0 || ranks[..i].contains(&rank) {
-            continue;
-        }
+    let longer = |bound| found.svd.values.iter().filter(|x| **x > bound).count();
+    let ranks = BTreeSet::from(bounds.map(longer));
+    for rank in ranks.into_iter().filter(|rank| *rank > 0) {
         let fit = Fit {
             update,
             stored: &stored,
@@ -247,15 +246,6 @@ mod tests {
     use crate::testing::{distance, low_rank, update};
     use crate::{cart, tsv_m};
 
-    const BRAIN: Precision = Precision {
-        digits: 8,
-        least: -126,
-    };
-    const SINGLE: Precision = Precision {
-        digits: 24,
-        least: -126,
-    };
-
     /// To nearest, ties to even.
     fn rounded(x: f64, precision: Precision) -> f64 {
         let ulp = precision.ulp(x as f32);
@@ -282,7 +272,7 @@ mod tests {
 
     #[test]
     fn an_adapter_is_found_in_rounded_weights() {
-        for precision in [BRAIN, SINGLE] {
+        for precision in [Precision::BF16, Precision::F32] {
             for (m, n, rank) in [(300, 200, 4), (200, 400, 8), (256, 256, 6)] {
                 let base = stored(&scaled(update(1, m, n), 0.05), precision);
                 let change = scaled(low_rank(2, m, n, rank), 0.002);
@@ -305,17 +295,21 @@ mod tests {
     #[test]
     fn what_is_no_adapter_is_not_taken_for_one() {
         let (m, n) = (256, 256);
-        let base = stored(&scaled(update(1, m, n), 0.05), BRAIN);
-        let none = |update: &Matrix| adapter_of(update, &base, BRAIN).unwrap().is_none();
+        let base = stored(&scaled(update(1, m, n), 0.05), Precision::BF16);
+        let none = |update: &Matrix| {
+            adapter_of(update, &base, Precision::BF16)
+                .unwrap()
+                .is_none()
+        };
         // A whole fine-tune.
         let whole = scaled(update(5, m, n), 0.003);
-        assert!(none(&stored_update(&base, &whole, BRAIN)));
+        assert!(none(&stored_update(&base, &whole, Precision::BF16)));
         // Small steps in half precision: a few weights moved by one unit in the last place, alone or beside an adapter.
         for share in [0.002, 0.05, 0.5] {
             let moved = update(6, m, n);
             let steps = Matrix::from_fn(m, n, |i, j| {
                 let x = moved.get(i, j);
-                let ulp = BRAIN.ulp(base.get(i, j) as f32);
+                let ulp = Precision::BF16.ulp(base.get(i, j) as f32);
                 if x.abs() < share {
                     ulp * x.signum()
                 } else {
@@ -324,15 +318,16 @@ mod tests {
             });
             assert!(none(&steps), "{share}");
             if share > 0.01 {
-                let mut both = stored_update(&base, &scaled(low_rank(2, m, n, 4), 0.002), BRAIN);
+                let mut both =
+                    stored_update(&base, &scaled(low_rank(2, m, n, 4), 0.002), Precision::BF16);
                 both.add_scaled(1.0, &steps);
                 assert!(none(&both), "{share}, beside an adapter");
             }
         }
         // An adapter of many directions, and of a matrix too small to tell.
         let many = scaled(low_rank(3, m, n, 40), 0.002);
-        assert!(none(&stored_update(&base, &many, BRAIN)));
-        let small = adapter_of(&update(1, 8, 8), &update(2, 8, 8), SINGLE);
+        assert!(none(&stored_update(&base, &many, Precision::BF16)));
+        let small = adapter_of(&update(1, 8, 8), &update(2, 8, 8), Precision::F32);
         assert!(small.unwrap().is_none());
     }
 
@@ -340,10 +335,16 @@ mod tests {
     fn nothing_is_of_rank_zero_and_bad_input_an_error() {
         let base = update(1, 40, 50);
         let zero = Matrix::zeros(40, 50);
-        assert_eq!(adapter_of(&zero, &base, BRAIN).unwrap().unwrap().rank(), 0);
+        assert_eq!(
+            adapter_of(&zero, &base, Precision::BF16)
+                .unwrap()
+                .unwrap()
+                .rank(),
+            0
+        );
         let nan = Matrix::from_fn(40, 50, |_, _| f64::NAN);
-        assert!(adapter_of(&nan, &base, BRAIN).is_err());
-        assert!(adapter_of(&zero, &update(1, 50, 40), BRAIN).is_err());
+        assert!(adapter_of(&nan, &base, Precision::BF16).is_err());
+        assert!(adapter_of(&zero, &update(1, 50, 40), Precision::BF16).is_err());
         let none = || Lora::new(Matrix::zeros(0, 50), Matrix::zeros(40, 0), 1.0).unwrap();
         assert!(LowRank::of(vec![none(), none()]).unwrap().is_none());
         assert!(LowRank::of(Vec::new()).is_err());

@@ -17,6 +17,21 @@ pub struct Precision {
 }
 
 impl Precision {
+    /// `float32`.
+    pub const F32: Self = Self::of(24, -126);
+    /// `bfloat16`.
+    pub const BF16: Self = Self::of(8, -126);
+    /// `float16`.
+    pub const F16: Self = Self::of(11, -14);
+    /// `float8_e4m3fn`.
+    pub const F8_E4M3: Self = Self::of(4, -6);
+    /// `float8_e5m2`.
+    pub const F8_E5M2: Self = Self::of(3, -14);
+
+    const fn of(digits: i32, least: i32) -> Self {
+        Self { digits, least }
+    }
+
     /// The distance from `x` to the next number of the format that is further from 0.
     pub fn ulp(self, x: f32) -> f64 {
         let bits = (x.abs().to_bits() >> 23) as i32;
@@ -80,26 +95,13 @@ mod tests {
     use super::*;
     use crate::testing::update;
 
-    const SINGLE: Precision = Precision {
-        digits: 24,
-        least: -126,
-    };
-    const BRAIN: Precision = Precision {
-        digits: 8,
-        least: -126,
-    };
-
     #[test]
     fn units_in_the_last_place() {
-        assert_eq!(SINGLE.ulp(1.0), f64::from(f32::EPSILON));
-        assert_eq!(SINGLE.ulp(-1.99), f64::from(f32::EPSILON));
-        assert_eq!(BRAIN.ulp(4.0), 4.0 / 128.0);
-        assert_eq!(SINGLE.ulp(0.0), f64::from(f32::from_bits(1)));
-        let half = Precision {
-            digits: 11,
-            least: -14,
-        };
-        assert_eq!(half.ulp(1e-7), 2.0_f64.powi(-24));
+        assert_eq!(Precision::F32.ulp(1.0), f64::from(f32::EPSILON));
+        assert_eq!(Precision::F32.ulp(-1.99), f64::from(f32::EPSILON));
+        assert_eq!(Precision::BF16.ulp(4.0), 4.0 / 128.0);
+        assert_eq!(Precision::F32.ulp(0.0), f64::from(f32::from_bits(1)));
+        assert_eq!(Precision::F16.ulp(1e-7), 2.0_f64.powi(-24));
     }
 
     #[test]
@@ -110,7 +112,7 @@ mod tests {
             let scaled = Matrix::from_fn(m, n, |i, j| {
                 weights.get(i, j) * (1.0 + (i % 7) as f64) / 10.0
             });
-            let mut rounding = Rounding::new(BRAIN, n);
+            let mut rounding = Rounding::new(Precision::BF16, n);
             let error = Matrix::from_fn(m, n, |i, j| {
                 let x = scaled.get(i, j) as f32;
                 // To nearest, ties to even.

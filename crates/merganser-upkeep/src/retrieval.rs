@@ -109,7 +109,8 @@ impl<'a> Search<'a> {
             query_labels.len(),
             queries,
         )?;
-        self.contrast = Some(Contrast {
+        // Dot products have no temperature of their own.
+        self.contrast = (self.scoring == Scoring::Cosine).then(|| Contrast {
             query_labels,
             document_labels,
             all: vec![0.0; queries],
@@ -197,8 +198,7 @@ impl<'a> Search<'a> {
     /// for search are trained to make small (InfoNCE at temperature 0.02; Goswami et al., arXiv 2506.00037). It tells models
     /// apart whose first ten documents are the same. Absent without labels, and of dot products.
     pub fn contrastive_loss(&self) -> Option<f64> {
-        let contrast = self.contrast.as_ref();
-        contrast.filter(|_| self.scoring == Scoring::Cosine)?.loss()
+        self.contrast.as_ref()?.loss()
     }
 
     /// What was found: the numbers of documents for each query, best first.

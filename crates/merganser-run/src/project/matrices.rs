@@ -306,10 +306,14 @@ fn merged<T: Real>(
         .then(|| fused(plan.config.as_deref(), &output.name, base.rows()))
         .flatten();
     let precisions = flag("low_rank").then(|| {
-        let tasks = projection.calibrated.tasks.iter();
-        tasks
-            .map(|task| updates::precision(&plan.models[task.model], &output.name))
-            .collect()
+        let of = |task: &Task| {
+            let mut inputs = output.inputs().iter();
+            let own = inputs.find(|input| input.model == task.model);
+            // A model may have it under another prefix.
+            let name = own.map_or(&output.name, |input| &input.tensor);
+            updates::precision(&plan.models[task.model], name)
+        };
+        projection.calibrated.tasks.iter().map(of).collect()
     });
     let whole = Block {
         base: &base,

@@ -9,7 +9,7 @@
 //! S ε max Σ_jj, ε the rounding of single precision, counts as collapsed, a_i = 0; there the factor goes on without the
 //! direction, where the reference code fails.
 
-use merganser_linalg::{Eigen, Matrix, dot, gemm};
+use merganser_linalg::{Eigen, Matrix, Spd, dot, gemm};
 use serde::Serialize;
 
 use crate::error::{Error, Result, check_range};
@@ -42,12 +42,6 @@ pub struct Collapse {
 /// If the matrix is not square.
 #[must_use]
 pub fn pivots(cov: &Matrix, cutoff: f64) -> Vec<f64> {
-    let lower = factor(cov, cutoff);
-    (0..cov.rows()).map(|i| lower.get(i, i)).collect()
-}
-
-/// The lower factor itself; of a direction that is left out only what other directions have of it.
-fn factor(cov: &Matrix, cutoff: f64) -> Matrix {
     let n = cov.rows();
     assert_eq!(n, cov.cols(), "a covariance is square");
     let mut lower = Matrix::zeros(n, n);
@@ -68,7 +62,7 @@ fn factor(cov: &Matrix, cutoff: f64) -> Matrix {
         row[i] = out[i];
         lower.row_mut(i)[..=i].copy_from_slice(&row);
     }
-    lower
+    out
 }
 
 /// ∂L_AC/∂X of a batch X of features, a sample a row, whose unbiased covariance is Σ = L Lᵀ: what a training that adds the
@@ -92,37 +86,17 @@ pub fn gradient(features: &Matrix, beta: f64) -> Result<Matrix> {
     let centred = centred(features, &mean(features));
     let mut cov = gemm::mul_tn(&centred, &centred);
     cov.scale(1.0 / (n - 1) as f64);
-    let lower = factor(&cov, cutoff(&cov));
-    let pivot = |i: usize| lower.get(i, i);
-    if let Some(i) = (0..dim).find(|&i| pivot(i) == 0.0) {
+    let pivots = pivots(&cov, cutoff(&cov));
+    if let Some(i) = pivots.iter().position(|a| *a == 0.0) {
         return Err(Error::Unfit(format!(
             "feature {i} is a combination of those before it: the loss has no gradient there"
         )));
     }
-    // Rows of the inverse of L, by forward substitution.
-    let mut inverse = Matrix::zeros(dim, dim);
-    for i in 0..dim {
-        let mut row = vec![0.0; dim];
-        for k in 0..i {
-            let weight = lower.get(i, k);
-            for (x, y) in row.iter_mut().zip(inverse.row(k)) {
-                *x -= weight * y;
-            }
-        }
-        row[i] += 1.0;
-        for x in &mut row {
-            *x /= pivot(i);
-        }
-        inverse.row_mut(i).copy_from_slice(&row);
-    }
-    let weights: Vec<f64> = (0..dim)
-        .map(|i| {
-            if pivot(i) < beta {
-                -pivot(i) / dim as f64 / (n - 1) as f64
-            } else {
-                0.0
-            }
-        })
+    let inverse = Spd::factor(cov, 0.0)?.lower_inverse();
+    let factor = -1.0 / (dim * (n - 1)) as f64;
+    let weights: Vec<f64> = pivots
+        .iter()
+        .map(|a| if *a < beta { factor * a } else { 0.0 })
         .collect();
     let mut weighted = inverse.clone();
     weighted.scale_rows(&weights);
@@ -191,10 +165,7 @@ mod tests {
             (1.0 + j as f64) * (f64::from(state) / f64::from(u32::MAX) - 0.5)
         });
         let loss = |x: &Matrix, beta| {
-            let mean: Vec<f64> = (0..4)
-                .map(|j| (0..9).map(|i| x.get(i, j)).sum::<f64>() / 9.0)
-                .collect();
-            let centred = Matrix::from_fn(9, 4, |i, j| x.get(i, j) - mean[j]);
+            let centred = centred(x, &mean(x));
             let mut cov = gemm::mul_tn(&centred, &centred);
             cov.scale(1.0 / 8.0);
             collapse(&cov, beta).unwrap().score
