@@ -4,9 +4,10 @@
 //! is unique only on the range of A: directions whose singular value is noise would be as long as all others, and are left
 //! out. The nuclear norm Σ σ is a by-product.
 //!
-//! Where the Gram matrix is ill-conditioned, one step of Newton and Schulz, P ← (3P − P Pᵀ P)/2, takes the loss of
-//! orthogonality from ε κ² to its square (Higham, *Functions of Matrices*, 2008, chapter 8). What it leaves, a rotation of
-//! the shortest directions by ε κ² for the ε of `f64`, is far below ε κ for that of `f32`, by which the data know them.
+//! The Gram matrix has the square of A's condition: of directions much shorter than the longest it knows less than f64 could.
+//! Those, W = V A for their eigenvectors as the rows of V, are cleared of what they have of the others and brought to their polar
+//! factor by themselves, in a Gram matrix of their own. What is left, a rotation of the shortest directions by ε κ² for the ε of
+//! `f64`, is far below ε κ for that of `f32`, by which the data know them.
 
 use std::borrow::Cow;
 
@@ -15,8 +16,8 @@ use crate::svd::widened;
 use crate::symmetric::gram_of_rows;
 use crate::{Eigen, Matrix, Real, Result, Svd, gemm, gram};
 
-/// Condition of the Gram matrix above which the factor is corrected.
-const CORRECTED: f64 = 1e6;
+/// Condition up to which one Gram matrix is enough: rounding then leaves a loss of orthogonality of 10⁻¹⁰.
+const KNOWN: f64 = 1e6;
 
 /// U Vᵀ of a matrix U Σ Vᵀ, over its numerical range.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +39,7 @@ impl Polar {
     /// # Errors
     /// If the matrix is not finite or a decomposition does not converge.
     pub fn of<T: Real>(a: &Matrix<T>, epsilon: f64) -> Result<Self> {
-        Root::of(a, epsilon)?.applied()
+        Ok(Root::of(a, epsilon)?.applied())
     }
 
     /// C polar(A). Where A is wide and C has fewer rows than A columns this is less work than with polar(A) itself, because
@@ -52,10 +53,15 @@ impl Polar {
     pub fn times<T: Real>(c: &Matrix<f64>, a: &Matrix<T>, epsilon: f64) -> Result<Matrix<f64>> {
         let root = Root::of(a, epsilon)?;
         match &root.inverse {
-            Some(inverse) if a.rows() <= a.cols() && !root.is_corrected() => {
-                Ok(gemm::mul(&gemm::mul(c, inverse), &root.matrix))
+            Some(inverse) if a.rows() <= a.cols() => {
+                let mut product = gemm::mul(&gemm::mul(c, inverse), &root.matrix);
+                if let Some(short) = &root.short {
+                    let along = gemm::mul_nt(c, &short.vectors);
+                    gemm::add_mul(&mut product, 1.0, &along, &short.factor);
+                }
+                Ok(product)
             }
-            _ => Ok(gemm::mul(c, &root.applied()?.factor)),
+            _ => Ok(gemm::mul(c, &root.applied().factor)),
         }
     }
 }
@@ -64,12 +70,20 @@ impl Polar {
 struct Root<'a> {
     /// A, or its factor already if there is no `inverse`.
     matrix: Cow<'a, Matrix<f64>>,
-    /// (A Aᵀ)^(−1/2), or (AᵀA)^(−1/2) if A is tall.
+    /// (A Aᵀ)^(−1/2), or (AᵀA)^(−1/2) if A is tall, over its long directions.
     inverse: Option<Matrix<f64>>,
+    /// The others.
+    short: Option<Short>,
     nuclear_norm: f64,
     rank: usize,
-    /// Condition of the Gram matrix over the numerical range.
-    condition: f64,
+}
+
+/// Directions of which the Gram matrix of all does not know enough.
+struct Short {
+    /// Orthonormal rows on the smaller side.
+    vectors: Matrix<f64>,
+    /// What they are turned into: as many rows on the larger side.
+    factor: Matrix<f64>,
 }
 
 impl<'a> Root<'a> {
@@ -78,63 +92,86 @@ impl<'a> Root<'a> {
         let (m, n) = a.shape();
         let (a, scale) = widened(a);
         let epsilon = epsilon.max(T::EPSILON);
-        let cutoff = noise(m.max(n), epsilon).powi(2);
-        if cutoff <= noise(m.min(n), f64::EPSILON) {
+        let cutoff = noise(m.max(n), epsilon);
+        if cutoff.powi(2) <= noise(m.min(n), f64::EPSILON) {
             let svd = Svd::of(&a)?;
             let svd = svd.leading(svd.rank(epsilon));
             return Ok(Self {
                 matrix: Cow::Owned(gemm::mul_tn(&svd.left, &svd.right)),
                 inverse: None,
+                short: None,
                 nuclear_norm: scale * svd.values.iter().sum::<f64>(),
                 rank: svd.values.len(),
-                condition: 1.0,
             });
         }
         let eigen = Eigen::of(&gram(&a)?)?;
         let largest = eigen.values.first().copied().unwrap_or(0.0);
-        let rank = eigen.rank(cutoff * largest);
-        let roots: Vec<f64> = eigen.values[..rank].iter().map(|x| x.sqrt()).collect();
-        let vectors = eigen.vectors.rows_range(0, rank);
+        let rank = eigen.rank(cutoff.powi(2) * largest);
+        let long = eigen.rank(largest / KNOWN).min(rank);
+        let roots: Vec<f64> = eigen.values[..long].iter().map(|x| x.sqrt()).collect();
         // With each vector times λ^(−1/4), so that half the product is enough.
-        let mut scaled = vectors.transpose();
+        let mut scaled = eigen.vectors.rows_range(0, long).transpose();
         scaled.scale_cols(&roots.iter().map(|x| 1.0 / x.sqrt()).collect::<Vec<_>>());
+        let inverse = gram_of_rows(&scaled);
+        let mut nuclear_norm = roots.iter().sum::<f64>();
+        let mut found = long;
+        let mut short = None;
+        if long < rank {
+            let vectors = eigen.vectors.rows_range(long, rank);
+            let rows = outside(&vectors, &inverse, &a);
+            // The same cutoff, in parts of the longest of these.
+            let polar = Polar::of(&rows, epsilon * (largest / eigen.values[long]).sqrt())?;
+            found += polar.rank;
+            nuclear_norm += polar.nuclear_norm;
+            short = Some(Short {
+                vectors,
+                factor: polar.factor,
+            });
+        }
         Ok(Self {
             matrix: a,
-            inverse: Some(gram_of_rows(&scaled)),
-            nuclear_norm: scale * roots.iter().sum::<f64>(),
-            rank,
-            condition: match rank {
-                0 => 1.0,
-                rank => largest / eigen.values[rank - 1],
-            },
+            inverse: Some(inverse),
+            short,
+            nuclear_norm: scale * nuclear_norm,
+            rank: found,
         })
     }
 
-    /// Whether the Gram matrix is too ill-conditioned for its inverse root to be taken as it is.
-    fn is_corrected(&self) -> bool {
-        self.condition > CORRECTED
-    }
-
-    fn applied(self) -> Result<Polar> {
-        let is_corrected = self.is_corrected();
+    fn applied(self) -> Polar {
         let mut factor = match &self.inverse {
             Some(inverse) => on_smaller_side(inverse, &self.matrix),
             None => self.matrix.into_owned(),
         };
-        if is_corrected {
-            let mut correction = gram(&factor)?;
-            correction.scale(-0.5);
-            for i in 0..correction.rows() {
-                correction.set(i, i, correction.get(i, i) + 1.5);
-            }
-            factor = on_smaller_side(&correction, &factor);
+        if let Some(Short {
+            vectors,
+            factor: short,
+        }) = &self.short
+        {
+            let (left, right) = if factor.rows() <= factor.cols() {
+                (vectors, short)
+            } else {
+                (short, vectors)
+            };
+            gemm::add_mul(&mut factor, 1.0, &left.transpose(), right);
         }
-        Ok(Polar {
+        Polar {
             factor,
             nuclear_norm: self.nuclear_norm,
             rank: self.rank,
-        })
+        }
     }
+}
+
+/// What A makes of vectors of the smaller side, as rows, without what they have of the directions that the inverse root S knows:
+/// W = V A, less W P⁺ P for P = S A.
+fn outside(vectors: &Matrix<f64>, inverse: &Matrix<f64>, a: &Matrix<f64>) -> Matrix<f64> {
+    let wide = a.rows() <= a.cols();
+    let to_larger = if wide { gemm::mul } else { gemm::mul_nt };
+    let to_smaller = if wide { gemm::mul_nt } else { gemm::mul };
+    let mut rows = to_larger(vectors, a);
+    let known = gemm::mul(&gemm::mul(&to_smaller(&rows, a), inverse), inverse);
+    rows.add_scaled(-1.0, &to_larger(&known, a));
+    rows
 }
 
 /// S A or A S for a symmetric S of the smaller dimension of A.
@@ -198,6 +235,12 @@ mod tests {
         assert!(difference(&polar.factor, &gemm::mul(&turn, &basis)) < 1e-6);
         let sum: f64 = sigma.iter().sum();
         assert!((polar.nuclear_norm / sum - 1.0).abs() < 1e-9);
+        // Of the other orientation the same, and a product with it.
+        let tall = Polar::of(&a.transpose(), F32).unwrap();
+        assert!(difference(&tall.factor, &polar.factor.transpose()) < 1e-9);
+        let c = numbers(7, 30);
+        let times = Polar::times(&c, &a, F32).unwrap();
+        assert!(difference(&times, &gemm::mul(&c, &polar.factor)) < 1e-12);
     }
 
     #[test]
