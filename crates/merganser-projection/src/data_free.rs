@@ -1,7 +1,11 @@
 //! Merges of whole matrices that need no data: for themselves, and as priors of those that have some.
 
+use std::borrow::Cow;
+
 use merganser_linalg::{Matrix, Real};
-use merganser_spectral::{Aligned, LowRank, Merged, Sketch, cart, iso_c, iso_cts, knots, tsv_m};
+use merganser_spectral::{
+    Aligned, LowRank, Merged, Sketch, Updates, cart, iso_c, iso_cts, knots, tsv_m,
+};
 
 use crate::{Result, WudiAdam, wudi, wudi_closed_form};
 
@@ -55,15 +59,19 @@ impl DataFree {
     ///
     /// # Errors
     /// Those of the method.
-    pub fn update<T: Real>(&self, updates: &[&Matrix<T>]) -> Result<Merged<T>> {
+    pub fn update<T: Real>(&self, updates: &(impl Updates<T> + ?Sized)) -> Result<Merged<T>> {
+        let all = || -> Result<Vec<_>> {
+            let each = (0..updates.tasks()).map(|task| Ok(updates.checked(task)?));
+            each.collect()
+        };
         match self {
             Self::Spectral { method, scale } => {
                 let mut merged = method.update(updates)?;
                 merged.update.scale(*scale);
                 Ok(merged)
             }
-            Self::Wudi(adam) => wudi(updates, adam).map(Merged::whole),
-            Self::WudiClosedForm => wudi_closed_form(updates).map(Merged::whole),
+            Self::Wudi(adam) => wudi(&borrowed(&all()?), adam).map(Merged::whole),
+            Self::WudiClosedForm => wudi_closed_form(&borrowed(&all()?)).map(Merged::whole),
         }
     }
 
@@ -76,8 +84,12 @@ impl DataFree {
     }
 }
 
+fn borrowed<'a, T: Real>(updates: &'a [Cow<'_, Matrix<T>>]) -> Vec<&'a Matrix<T>> {
+    updates.iter().map(AsRef::as_ref).collect()
+}
+
 impl Spectral {
-    fn update<T: Real>(self, updates: &[&Matrix<T>]) -> Result<Merged<T>> {
+    fn update<T: Real>(self, updates: &(impl Updates<T> + ?Sized)) -> Result<Merged<T>> {
         Ok(match self {
             Self::TsvM { sketch } => tsv_m(updates, sketch),
             Self::IsoC => iso_c(updates),

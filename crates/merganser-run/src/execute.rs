@@ -20,7 +20,7 @@ use merganser_store::shard::ShardFile;
 use rayon::prelude::*;
 use twox_hash::XxHash3_128;
 
-use crate::project::Projection;
+use crate::project::{self, Projection};
 use crate::sources::{Hold, Pool};
 use crate::{Event, Observer, Provenance, RunError, seal, sources, survey};
 
@@ -67,7 +67,8 @@ pub fn merge(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>,
 
 fn carry_out(job: &Merge<'_>, observer: &dyn Observer) -> Result<Option<Report>, RunError> {
     let plan = job.plan;
-    // Bad samples are found before there is a folder.
+    // Bad samples, and too little memory, are found before there is a folder.
+    project::lanes(plan, job.memory)?;
     let projection = Projection::of(plan)?;
     if let Some(projection) = &projection {
         observer.event(Event::Samples);

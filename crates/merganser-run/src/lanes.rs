@@ -9,11 +9,20 @@ use std::sync::{Mutex, PoisonError};
 use crate::RunError;
 use crate::execute::readable;
 
-/// How many matrices have room in `memory`, if `tensor` is the one that needs most: `needed` bytes.
+/// The budget where none is given, in bytes; or what one matrix takes, where that is more.
+pub const USUAL_MEMORY: u64 = 2 << 30;
+
+/// How many matrices have room in `memory`, if `tensor` is the one that needs most: `needed` bytes. Without a budget one always
+/// has.
 ///
 /// # Errors
 /// If not even one has.
-pub(crate) fn affordable(memory: u64, needed: u64, tensor: &str) -> Result<usize, RunError> {
+pub(crate) fn affordable(
+    memory: Option<u64>,
+    needed: u64,
+    tensor: &str,
+) -> Result<usize, RunError> {
+    let memory = memory.unwrap_or_else(|| USUAL_MEMORY.max(needed));
     if needed > memory {
         return Err(RunError::Memory {
             budget: readable(memory),
@@ -82,8 +91,12 @@ mod tests {
 
     #[test]
     fn the_budget_decides_how_many() {
-        assert_eq!(affordable(100, 30, "w").unwrap(), 3);
-        let error = affordable(2 << 20, 3 << 20, "w").unwrap_err().to_string();
+        assert_eq!(affordable(Some(100), 30, "w").unwrap(), 3);
+        assert_eq!(affordable(None, USUAL_MEMORY / 2, "w").unwrap(), 2);
+        assert_eq!(affordable(None, 3 * USUAL_MEMORY, "w").unwrap(), 1);
+        let error = affordable(Some(2 << 20), 3 << 20, "w")
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("--memory 2.0 MiB is too small") && error.contains("3.0 MiB"),
             "{error}"

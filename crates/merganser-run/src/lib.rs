@@ -31,9 +31,12 @@ mod updates;
 pub use adapters::{AdapterMerge, AdapterSummary, MergedMatrix};
 pub use error::RunError;
 pub use execute::{Merge, merge};
+pub use lanes::USUAL_MEMORY;
 pub use observe::{Event, Observer, Quiet};
 pub use open::Opener;
 pub use place::refuse_own_inputs;
-pub use project::{CalibrationSummary, OWN, calibrate, diagnose, project_factors};
+pub use project::{
+    CalibrationSummary, OWN, calibrate, diagnose, matrix_bytes, project_factors, usual_memory,
+};
 pub use provenance::{Provenance, card};
 pub use seal::seal;

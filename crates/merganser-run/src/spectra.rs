@@ -52,11 +52,11 @@ impl MatrixSpectra {
 /// Decomposes the task vectors of all matrices of layers that all models have, in layer order, on the current rayon pool.
 ///
 /// # Errors
-/// If a tensor cannot be read or is not finite, or if `memory` has no room for one matrix.
+/// If a tensor cannot be read or is not finite, or if a given `memory` has no room for one matrix.
 pub fn spectra(
     models: &[Model],
     wanted: Wanted,
-    memory: u64,
+    memory: Option<u64>,
 ) -> Result<Vec<MatrixSpectra>, RunError> {
     let mut rows: Vec<Row> = compare::rows(models)
         .into_iter()

@@ -5,27 +5,30 @@
 
 use merganser_linalg::{Matrix, Real, Svd, gemm};
 
-use crate::error::{check_range, common_shape};
-use crate::{NOISE, Result, sum};
+use crate::error::check_range;
+use crate::{NOISE, Result, Updates, sum};
 
 /// The merged update of one matrix: `rank_fraction` is q, `scale` is λ.
 ///
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, the fraction is not in [0, 1], or a decomposition does
 /// not converge.
-pub fn cart<T: Real>(updates: &[&Matrix<T>], rank_fraction: f64, scale: f64) -> Result<Matrix<T>> {
-    let (m, n) = common_shape(updates)?;
+pub fn cart<T: Real>(
+    updates: &(impl Updates<T> + ?Sized),
+    rank_fraction: f64,
+    scale: f64,
+) -> Result<Matrix<T>> {
+    let (m, n) = updates.shape()?;
     cart_of(updates, m.min(n), rank_fraction, scale)
 }
 
 /// The same with a share of `full` directions.
 pub(crate) fn cart_of<T: Real>(
-    updates: &[&Matrix<T>],
+    updates: &(impl Updates<T> + ?Sized),
     full: usize,
     rank_fraction: f64,
     scale: f64,
 ) -> Result<Matrix<T>> {
-    common_shape(updates)?;
     check_range(
         "the fraction of the rank",
         rank_fraction,
@@ -35,10 +38,10 @@ pub(crate) fn cart_of<T: Real>(
     check_range("lambda", scale, (f64::MIN, f64::MAX), "finite")?;
     let rank = (rank_fraction * full as f64).ceil() as usize;
     let mut mean = sum(updates)?;
-    mean.scale(1.0 / updates.len() as f64);
+    mean.scale(1.0 / updates.tasks() as f64);
     let mut merged = mean.clone();
-    for update in updates {
-        let mut centred = update.cast::<f64>();
+    for task in 0..updates.tasks() {
+        let mut centred = updates.checked(task)?.cast::<f64>();
         centred.add_scaled(-1.0, &mean);
         let mut svd = Svd::truncated(&centred, rank, NOISE)?;
         svd.right.scale_rows(&svd.values);

@@ -1,7 +1,5 @@
 //! What updates can be refused for.
 
-use merganser_linalg::{Matrix, Real};
-
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -33,6 +31,9 @@ pub enum Error {
     /// Random projection without a number of directions to look for.
     #[error("random projection needs a limit of the rank: it finds so many directions and no more")]
     NoRank,
+    /// An update that is not in memory could not be read.
+    #[error("{0}")]
+    Unreadable(String),
     /// A number outside its range.
     #[error("{what} is {found}; it must be {expected}")]
     Range {
@@ -46,23 +47,6 @@ pub enum Error {
     /// Linear algebra that failed.
     #[error(transparent)]
     Algebra(#[from] merganser_linalg::Error),
-}
-
-/// The shape that all updates share.
-pub(crate) fn common_shape<T: Real>(updates: &[&Matrix<T>]) -> Result<(usize, usize)> {
-    let expected = updates.first().ok_or(Error::NoTasks)?.shape();
-    for (t, update) in updates.iter().enumerate() {
-        check_shape(
-            || format!("the update of task {t}"),
-            update.shape(),
-            expected,
-        )?;
-        update.check_finite().map_err(|problem| Error::NotFinite {
-            what: format!("the update of task {t}"),
-            problem,
-        })?;
-    }
-    Ok(expected)
 }
 
 pub(crate) fn check_shape(

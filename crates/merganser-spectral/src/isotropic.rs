@@ -14,15 +14,14 @@
 
 use merganser_linalg::{Eigen, Matrix, Polar, Real, Svd, Symmetric, gemm, gram};
 
-use crate::error::{check_range, common_shape};
-use crate::{Merged, NOISE, Result, sum};
+use crate::error::check_range;
+use crate::{Merged, NOISE, Result, Updates, sum};
 
 /// Iso-C: the sum of the updates with all its singular values made equal, of the same nuclear norm.
 ///
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, or a decomposition does not converge.
-pub fn iso_c<T: Real>(updates: &[&Matrix<T>]) -> Result<Merged<T>> {
-    common_shape(updates)?;
+pub fn iso_c<T: Real>(updates: &(impl Updates<T> + ?Sized)) -> Result<Merged<T>> {
     Ok(flattened(&sum(updates)?)?.cast())
 }
 
@@ -45,8 +44,11 @@ pub(crate) fn flattened(a: &Matrix) -> Result<Merged<f64>> {
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, the fraction is not in [0, 1], or a decomposition does
 /// not converge.
-pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<Merged<T>> {
-    let (m, n) = common_shape(updates)?;
+pub fn iso_cts<T: Real>(
+    updates: &(impl Updates<T> + ?Sized),
+    common_fraction: f64,
+) -> Result<Merged<T>> {
+    let (m, n) = updates.shape()?;
     check_range(
         "the common fraction",
         common_fraction,
@@ -55,8 +57,8 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
     )?;
     let all = Svd::truncated(&sum(updates)?, m.min(n), NOISE)?;
     let rank = all.values.len();
-    let each = own_directions(rank, updates.len(), common_fraction);
-    let common = all.leading(rank - each * updates.len());
+    let each = own_directions(rank, updates.tasks(), common_fraction);
+    let common = all.leading(rank - each * updates.tasks());
     let complement = (rank == m).then(|| all.left.rows_range(common.values.len(), m));
 
     let (mut left, mut right) = (Vec::new(), vec![common.right]);
@@ -66,8 +68,8 @@ pub fn iso_cts<T: Real>(updates: &[&Matrix<T>], common_fraction: f64) -> Result<
             common: &common.left,
             basis: complement.as_ref(),
         };
-        for update in updates {
-            let update = update.cast::<f64>();
+        for task in 0..updates.tasks() {
+            let update = updates.checked(task)?.cast::<f64>();
             let own = projected.leading(&update, each)?;
             // What lies in the common directions leaves only rounding outside them.
             let floor = NOISE * update.norm();

@@ -12,10 +12,10 @@ use merganser_linalg::{Matrix, Real, Svd, gemm};
 
 use crate::core_space::blocks;
 use crate::elementwise::{dare, ties};
-use crate::error::{check_range, common_shape};
+use crate::error::check_range;
 use crate::isotropic::flattened;
 use crate::span::{InSpan, Keep};
-use crate::{Error, Lora, NOISE, Result, lora};
+use crate::{Error, Lora, NOISE, Result, Updates, lora};
 
 /// Singular values that the published code drops.
 const DROPPED: f64 = 1e-5;
@@ -33,13 +33,14 @@ impl Aligned {
     ///
     /// # Errors
     /// If there is no update, shapes differ, a number is not finite, or a decomposition does not converge.
-    pub fn of_updates<T: Real>(updates: &[&Matrix<T>]) -> Result<Self> {
-        let (m, n) = common_shape(updates)?;
-        let columns: Vec<Matrix> = updates.iter().map(|x| x.cast().transpose()).collect();
+    pub fn of_updates<T: Real>(updates: &(impl Updates<T> + ?Sized)) -> Result<Self> {
+        let (m, n) = updates.shape()?;
+        let column = |task| Ok(updates.checked(task)?.cast().transpose());
+        let columns: Vec<Matrix> = (0..updates.tasks()).map(column).collect::<Result<_>>()?;
         let svd = Svd::truncated(&Matrix::stack_rows(&columns), m, NOISE)?;
         let svd = significant(&svd);
         Ok(Self {
-            parts: blocks(&svd, &vec![n; updates.len()]),
+            parts: blocks(&svd, &vec![n; updates.tasks()]),
             left: svd.right,
             values: svd.values,
         })

@@ -38,6 +38,7 @@ mod rounding;
 mod span;
 mod subspace;
 mod tsv;
+mod updates;
 
 pub use cart::cart;
 pub use core_space::{CoreSpace, core_space};
@@ -54,22 +55,12 @@ pub use rounding::{Precision, Rounding};
 pub use span::{InSpan, Inner, Keep};
 pub use subspace::{alignment, leading_space, spectrum, stable_rank};
 pub use tsv::tsv_m;
+pub use updates::Updates;
 
-use merganser_linalg::{Matrix, Real};
+use updates::sum;
 
 /// Updates are differences of weights in half or single precision.
 const NOISE: f64 = f32::EPSILON as f64;
-
-/// Σ_t D_t, of updates of one shape.
-fn sum<T: Real>(updates: &[&Matrix<T>]) -> Result<Matrix> {
-    let mut sum = updates.first().ok_or(Error::NoTasks)?.cast::<f64>();
-    for update in &updates[1..] {
-        for (sum, x) in sum.as_mut_slice().iter_mut().zip(update.as_slice()) {
-            *sum += x.to_f64();
-        }
-    }
-    Ok(sum)
-}
 
 #[cfg(test)]
 mod testing {

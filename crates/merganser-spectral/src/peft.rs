@@ -18,6 +18,7 @@ use merganser_linalg::{Matrix, Svd, gemm};
 use crate::elementwise::dare;
 use crate::error::{check_range, check_shape};
 use crate::lora::common_shape;
+use crate::updates::checked_shape;
 use crate::{CoreSpace, Error, Lora, NOISE, Result};
 
 /// How adapters are combined.
@@ -138,7 +139,7 @@ pub fn combine_vectors(
     keep: KeepPart<'_>,
 ) -> Result<Matrix> {
     let references: Vec<&Matrix> = vectors.iter().collect();
-    crate::error::common_shape(&references)?;
+    checked_shape(&references)?;
     check_weights(weights, vectors.len())?;
     match combination {
         Combination::Sparse(sparse) | Combination::SparseSvd { sparse, .. }

@@ -5,6 +5,7 @@ use merganser_linalg::Matrix;
 use crate::elementwise::{dare, ties};
 use crate::error::check_range;
 use crate::isotropic::flattened;
+use crate::updates::checked_shape;
 use crate::{Error, Result, cart, iso_c, sum, tsv_m};
 
 /// How the coordinates of all tasks become one.
@@ -55,7 +56,7 @@ impl Inner {
     /// converge.
     pub(crate) fn merge(&self, tasks: &[Matrix], keep: Keep<'_>) -> Result<Matrix> {
         let references: Vec<&Matrix> = tasks.iter().collect();
-        let (m, n) = crate::error::common_shape(&references)?;
+        let (m, n) = checked_shape(&references)?;
         if let Self::Ties { density } | Self::DareTies { density, .. } = self {
             check_range("the density", *density, (0.0, 1.0), "from 0 to 1")?;
         }

@@ -9,33 +9,36 @@
 
 use merganser_linalg::{Matrix, Polar, Real, Sketch, Sketched, Svd};
 
-use crate::error::common_shape;
-use crate::{Merged, NOISE, Result};
+use crate::{Merged, NOISE, Result, Updates};
 
 /// The merged update of one matrix; updates that are zero contribute nothing. With a sketch the triples of every task are
 /// those that random projection finds.
 ///
 /// # Errors
 /// If there is no update, shapes differ, a number is not finite, or a decomposition does not converge.
-pub fn tsv_m<T: Real>(updates: &[&Matrix<T>], sketch: Option<Sketch>) -> Result<Merged<T>> {
-    let (m, n) = common_shape(updates)?;
-    tsv_m_of(updates, m.min(n) / updates.len(), sketch)
+pub fn tsv_m<T: Real>(
+    updates: &(impl Updates<T> + ?Sized),
+    sketch: Option<Sketch>,
+) -> Result<Merged<T>> {
+    let (m, n) = updates.shape()?;
+    tsv_m_of(updates, m.min(n) / updates.tasks().max(1), sketch)
 }
 
 /// The same of the `k` leading triples of every update.
 pub(crate) fn tsv_m_of<T: Real>(
-    updates: &[&Matrix<T>],
+    updates: &(impl Updates<T> + ?Sized),
     k: usize,
     sketch: Option<Sketch>,
 ) -> Result<Merged<T>> {
-    let (m, n) = common_shape(updates)?;
+    let (m, n) = updates.shape()?;
     let (mut left, mut right, mut values) = (Vec::new(), Vec::new(), Vec::new());
     let mut residual = 0.0_f64;
-    for update in updates {
+    for task in 0..updates.tasks() {
+        let update = updates.checked(task)?;
         let found = match sketch {
-            Some(sketch) => sketch.leading(update, k, NOISE)?,
+            Some(sketch) => sketch.leading(&update, k, NOISE)?,
             None => Sketched {
-                svd: Svd::truncated(update, k, NOISE)?,
+                svd: Svd::truncated(&update, k, NOISE)?,
                 residual: 0.0,
             },
         };
@@ -62,7 +65,7 @@ pub(crate) fn tsv_m_of<T: Real>(
     Ok(Merged {
         update,
         rank: values.len(),
-        full: k * updates.len(),
+        full: k * updates.tasks(),
         residual,
     })
 }

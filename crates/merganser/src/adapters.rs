@@ -28,8 +28,8 @@ pub struct LoraOptions {
     pub dtype: Option<Dtype>,
     /// Replace an adapter that is already in the output folder.
     pub overwrite: bool,
-    /// Bytes of working memory.
-    pub memory: u64,
+    /// Bytes of working memory that may be used; unless given 2 GiB, or what one matrix takes.
+    pub memory: Option<u64>,
 }
 
 /// Extracts the LoRA adapter nearest to `fine` − `base` into the folder `out`, on the current rayon pool.

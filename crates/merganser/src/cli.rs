@@ -40,12 +40,19 @@ pub(crate) struct Global {
     /// Number of threads [default: all cores]
     #[arg(long, short = 'j', global = true, value_name = "N", alias = "num-threads", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// Working memory that may be used, such as 512MiB or 2GB
-    #[arg(long, global = true, value_name = "SIZE", default_value = "2GiB", value_parser = bytes)]
-    pub(crate) memory: u64,
+    /// Working memory that may be used, such as 512MiB or 2GB [default: 2GiB, or what one matrix takes if that is more]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = bytes)]
+    pub(crate) memory: Option<u64>,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
     pub(crate) color: When,
+}
+
+impl Global {
+    /// The budget of commands that hold no whole matrix of unknown size.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.unwrap_or(merganser_run::USUAL_MEMORY)
+    }
 }
 
 /// When to use colours.

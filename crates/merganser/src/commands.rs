@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         }
         Command::Evaluate(evaluate) => {
             pool()?;
-            evaluate::run(evaluate, arguments.global.memory, output)
+            evaluate::run(evaluate, arguments.global.memory(), output)
         }
         Command::Extract(extract) => {
             pool()?;
@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: &Cli, output: &Output) -> Result<(), Failure> {
         }
         Command::Embed(embed) => {
             pool()?;
-            embed::run(embed, arguments.global.memory, output)
+            embed::run(embed, arguments.global.memory(), output)
         }
         Command::Stats(stats) => {
             pool()?;

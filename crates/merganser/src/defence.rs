@@ -11,7 +11,7 @@ use merganser_run::{Merge, Observer, Opener, Provenance};
 use merganser_store::publish::STAGING;
 
 use crate::audit::{injected_mean, subtracted};
-use crate::workflow::{Steps, already_made, failure, plan_document};
+use crate::workflow::{Steps, already_made, failure, memory_of, plan_document};
 use crate::{Failure, MergeOptions};
 
 /// λ where the recipe gives none.
@@ -164,7 +164,7 @@ impl Defended<'_> {
                 allow_nonfinite: self.options.allow_nonfinite,
                 no_sync: self.options.no_sync,
                 part: None,
-                memory: self.options.memory,
+                memory: memory_of(self.options, &plan),
                 provenance: self.provenance,
             },
             observer,
@@ -226,7 +226,7 @@ impl Defended<'_> {
             allow_nonfinite: self.options.allow_nonfinite,
             no_sync: self.options.no_sync,
             part: None,
-            memory: self.options.memory,
+            memory: memory_of(self.options, &plan),
             provenance: &provenance,
         };
         let report = merganser_run::merge(&job, observer)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use merganser_plan::{Missing, Options, Plan};
+use merganser_plan::{Calibrated, Missing, Options, Plan};
 use merganser_recipe::{
     Defence, Diagnostic, Diagnostics, OutputKind, ParseOptions, Recipe, SourceText,
 };
@@ -30,8 +30,8 @@ pub struct MergeOptions {
     pub no_sync: bool,
     /// Only part `i` of `n`, counted from 1.
     pub part: Option<(usize, usize)>,
-    /// Bytes of working memory.
-    pub memory: u64,
+    /// Bytes of working memory; [`usual_memory`](merganser_run::usual_memory) unless given.
+    pub memory: Option<u64>,
     /// Write a model card.
     pub card: bool,
     /// Hash the content of every input file.
@@ -53,7 +53,7 @@ impl Default for MergeOptions {
             allow_nonfinite: false,
             no_sync: false,
             part: None,
-            memory: 2 << 30,
+            memory: None,
             card: true,
             hash_inputs: false,
             intermediate: None,
@@ -330,7 +330,10 @@ pub fn merge_recipe(
             };
             defended.merge(plan, defence, &to, observer)?
         } else {
-            if plan.calibrated.is_some() && options.part.is_some() {
+            let looks_at_data = |calibrated: &Calibrated| {
+                merganser_methods::looks_at_data(calibrated.info, &calibrated.settings)
+            };
+            if plan.calibrated.as_ref().is_some_and(looks_at_data) && options.part.is_some() {
                 return Err(Failure::Usage(format!(
                     "{} merges layer after layer, each with what the ones before give: it cannot be cut into parts",
                     plan.info().name
@@ -343,7 +346,7 @@ pub fn merge_recipe(
                 allow_nonfinite: options.allow_nonfinite,
                 no_sync: options.no_sync,
                 part: options.part,
-                memory: options.memory,
+                memory: memory_of(options, &plan),
                 provenance: &provenance,
             };
             let report = merganser_run::merge(&job, observer)?;
@@ -456,6 +459,11 @@ pub(crate) fn carry_out(
     carry_out_anywhere(plan, provenance, out, options, observer)
 }
 
+pub(crate) fn memory_of(options: &MergeOptions, plan: &Plan) -> u64 {
+    let usual = || merganser_run::usual_memory(plan);
+    options.memory.unwrap_or_else(usual)
+}
+
 fn carry_out_anywhere(
     plan: Plan,
     provenance: &Provenance,
@@ -470,7 +478,7 @@ fn carry_out_anywhere(
         allow_nonfinite: options.allow_nonfinite,
         no_sync: options.no_sync,
         part: None,
-        memory: options.memory,
+        memory: memory_of(options, &plan),
         provenance,
     };
     merganser_run::merge(&job, observer)?;

@@ -62,8 +62,8 @@ pub struct ExtractLora<'a> {
     pub dtype: Option<Dtype>,
     /// Replace an adapter that is already there.
     pub overwrite: bool,
-    /// Bytes of working memory that may be used.
-    pub memory: u64,
+    /// Bytes of working memory that may be used; unless given 2 GiB, or what one matrix takes.
+    pub memory: Option<u64>,
 }
 
 /// Extracts an adapter on the current rayon pool.

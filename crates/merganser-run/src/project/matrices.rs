@@ -1,5 +1,7 @@
-//! Methods that merge whole matrices without looking at data: one matrix after the other, no network.
+//! Methods that merge whole matrices without looking at data: as many matrices side by side as memory has room for, of each
+//! one task after the other, no network.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -7,23 +9,21 @@ use merganser_linalg::{Matrix, Real};
 use merganser_methods::{Settings, is_adapter_method};
 use merganser_model::{Kind, Layout, Weights};
 use merganser_plan::{Calibrated, Model, Output, Plan, Task, is_matrix_of_layer};
-use merganser_projection::DataFree;
-use merganser_spectral::{LowRank, Merged, Precision, adapter_of};
+use merganser_projection::{DataFree, Error};
+use merganser_spectral::{LowRank, Merged, Precision, Updates, adapter_of};
 use merganser_store::adapter::Delta;
-use rayon::prelude::*;
 use serde_json::Value;
 
 use super::host::encoded;
+use super::memory::{LARGE, lanes};
 use super::tensors::Tensors;
 use super::{Projection, rules};
 use crate::adapters::{
     Method, OTHER_LAYOUT, all, averaged, factors, low_rank, merged_bias, seed_of,
 };
 use crate::execute::Work;
+use crate::lanes::in_lanes;
 use crate::{Event, RunError, updates};
-
-/// Matrices of more elements are held in f32.
-const LARGE: usize = 1 << 22;
 
 /// The matrices of all layers; what is no matrix, or stands outside the layers, is the prior's.
 pub(super) fn claimed(plan: &Plan, calibrated: &Calibrated) -> BTreeSet<String> {
@@ -75,6 +75,7 @@ pub(super) fn merge(
         .iter()
         .filter_map(|name| tensors.output(name))
         .collect();
+    let lanes = lanes(projection.plan, work.job.memory)?;
     let remarks = Mutex::new(Remarks::default());
     let one = |output: &&Output| {
         let settings = output.calibrated.as_ref();
@@ -88,14 +89,20 @@ pub(super) fn merge(
             return work.put(output, &encoded(output, &values)?);
         }
         let method = rules::data_free(calibrated.info, settings.unwrap_or(&calibrated.settings));
-        let values = if output.elements() <= LARGE {
-            merged::<f64>(projection, tensors, output, &method, &remarks)
+        let inputs = Inputs {
+            projection,
+            tensors,
+            output,
+            layout: layout(projection, &output.name),
+        };
+        let values = if output.elements() as u64 <= LARGE {
+            merged::<f64>(&inputs, &method, &remarks)
         } else {
-            merged::<f32>(projection, tensors, output, &method, &remarks)
+            merged::<f32>(&inputs, &method, &remarks)
         };
         work.put(output, &encoded(output, &values?)?)
     };
-    outputs.par_iter().with_max_len(1).try_for_each(one)?;
+    in_lanes(&outputs, lanes, one)?;
     let averages = |output: &&&Output| {
         let settings = output.calibrated.as_ref().unwrap_or(&calibrated.settings);
         is_adapter_method(calibrated.info.name)
@@ -281,55 +288,41 @@ fn weight(output: &Output, settings: &Settings, task: &Task) -> f64 {
 }
 
 fn merged<T: Real>(
-    projection: &Projection<'_>,
-    tensors: &Tensors<'_>,
-    output: &Output,
+    inputs: &Inputs<'_>,
     method: &DataFree,
     remarks: &Mutex<Remarks>,
 ) -> Result<Vec<f32>, RunError> {
-    let plan = projection.plan;
-    let layout = layout(projection, &output.name);
-    let of = |model: usize| matrix::<T>(&tensors.of_model(model), output, layout);
+    let (plan, output) = (inputs.projection.plan, inputs.output);
     let base = plan
         .base
         .ok_or_else(|| RunError::Calibration("there is no base model".into()))?;
-    let base = of(base)?;
-    let mut updates = Vec::with_capacity(projection.calibrated.tasks.len());
-    for task in &projection.calibrated.tasks {
-        let mut update = of(task.model)?;
-        update.add_scaled(-1.0, &base);
-        updates.push(update);
-    }
+    let base = inputs.matrix::<T>(base)?;
     let settings = output.calibrated.as_ref();
     let flag = |name: &str| settings.is_some_and(|settings| settings.flag(name));
     let parts = flag("split_fused_qkv")
         .then(|| fused(plan.config.as_deref(), &output.name, base.rows()))
         .flatten();
-    let precisions = flag("low_rank").then(|| {
-        let of = |task: &Task| {
-            let mut inputs = output.inputs().iter();
-            let own = inputs.find(|input| input.model == task.model);
-            // A model may have it under another prefix.
-            let name = own.map_or(&output.name, |input| &input.tensor);
-            updates::precision(&plan.models[task.model], name)
-        };
-        projection.calibrated.tasks.iter().map(of).collect()
-    });
-    let whole = Block {
+    let block = Block {
+        inputs,
+        first: 0,
         base: &base,
-        updates: &updates.iter().collect::<Vec<_>>(),
-        precisions,
+        finds_low_rank: flag("low_rank"),
     };
-    let merged = whole
+    let merged = block
         .merged_by_parts(method, parts)
-        .map_err(|problem| RunError::Calibration(format!("tensor '{}': {problem}", output.name)))?;
+        .map_err(|problem| match problem {
+            Error::Spectral(merganser_spectral::Error::Unreadable(text)) => {
+                RunError::Read(text.into())
+            }
+            problem => RunError::Calibration(format!("tensor '{}': {problem}", output.name)),
+        })?;
     remarks
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take(&merged, &output.name);
     let mut merged = merged.merged.update;
     merged.add_scaled(1.0, &base);
-    let merged = turned(merged, layout);
+    let merged = turned(merged, inputs.layout);
     Ok(merged
         .as_slice()
         .iter()
@@ -337,12 +330,73 @@ fn merged<T: Real>(
         .collect())
 }
 
-/// A matrix, or some rows of one, in the base and its updates by the tasks.
+/// One matrix in all models.
+struct Inputs<'a> {
+    projection: &'a Projection<'a>,
+    tensors: &'a Tensors<'a>,
+    output: &'a Output,
+    layout: Layout,
+}
+
+impl Inputs<'_> {
+    fn tasks(&self) -> &[Task] {
+        &self.projection.calibrated.tasks
+    }
+
+    /// The matrix of a model, as outputs × inputs.
+    fn matrix<T: Real>(&self, model: usize) -> Result<Matrix<T>, RunError> {
+        let numbers = values(&self.tensors.of_model(model), self.output)?
+            .into_iter()
+            .map(|x| T::from_f64(f64::from(x)))
+            .collect();
+        let rows = self.output.shape[0];
+        let columns = self.output.shape[1..].iter().product();
+        let matrix =
+            Matrix::new(rows, columns, numbers).map_err(|error| RunError::Read(error.into()))?;
+        Ok(turned(matrix, self.layout))
+    }
+
+    /// How a task stores it.
+    fn precision(&self, task: &Task) -> Precision {
+        let mut inputs = self.output.inputs().iter();
+        let own = inputs.find(|input| input.model == task.model);
+        // A model may have it under another prefix.
+        let name = own.map_or(&self.output.name, |input| &input.tensor);
+        updates::precision(&self.projection.plan.models[task.model], name)
+    }
+}
+
+/// A matrix, or some rows of one. Its updates by the tasks are read when they are asked for.
 struct Block<'a, T> {
+    inputs: &'a Inputs<'a>,
+    /// The first of its rows.
+    first: usize,
+    /// These rows in the base.
     base: &'a Matrix<T>,
-    updates: &'a [&'a Matrix<T>],
-    /// How the tasks store it, if updates of low rank are to be found.
-    precisions: Option<Vec<Precision>>,
+    /// Whether updates of low rank are to be found.
+    finds_low_rank: bool,
+}
+
+impl<T: Real> Updates<T> for Block<'_, T> {
+    fn tasks(&self) -> usize {
+        self.inputs.tasks().len()
+    }
+
+    fn shape(&self) -> merganser_spectral::Result<(usize, usize)> {
+        Ok(self.base.shape())
+    }
+
+    fn update(&self, task: usize) -> merganser_spectral::Result<Cow<'_, Matrix<T>>> {
+        let mut update = self
+            .inputs
+            .matrix::<T>(self.inputs.tasks()[task].model)
+            .map_err(|error| merganser_spectral::Error::Unreadable(error.to_string()))?;
+        if update.rows() != self.base.rows() {
+            update = update.rows_range(self.first, self.first + self.base.rows());
+        }
+        update.add_scaled(-1.0, self.base);
+        Ok(Cow::Owned(update))
+    }
 }
 
 /// A merged block, and the largest rank of its updates if all are of low rank.
@@ -357,7 +411,7 @@ impl<T: Real> Block<'_, T> {
         &self,
         method: &DataFree,
         parts: Option<[usize; 3]>,
-    ) -> Result<Found<T>, merganser_projection::Error> {
+    ) -> Result<Found<T>, Error> {
         let Some(parts) = parts else {
             return self.merged(method);
         };
@@ -366,17 +420,11 @@ impl<T: Real> Block<'_, T> {
         let (mut rank, mut full, mut residual) = (0, 0, 0.0_f64);
         let mut low_rank = None;
         for rows in parts {
-            let part = |whole: &Matrix<T>| {
-                let columns = whole.cols();
-                let numbers = whole.as_slice()[from * columns..(from + rows) * columns].to_vec();
-                Matrix::new(rows, columns, numbers)
-            };
-            let updates = self.updates.iter().map(|whole| part(whole));
-            let updates = updates.collect::<Result<Vec<_>, _>>()?;
             let part = Block {
-                base: &part(self.base)?,
-                updates: &updates.iter().collect::<Vec<_>>(),
-                precisions: self.precisions.clone(),
+                inputs: self.inputs,
+                first: from,
+                base: &self.base.rows_range(from, from + rows),
+                finds_low_rank: self.finds_low_rank,
             };
             let found = part.merged(method)?;
             (rank, full) = (rank + found.merged.rank, full + found.merged.full);
@@ -396,7 +444,7 @@ impl<T: Real> Block<'_, T> {
         })
     }
 
-    fn merged(&self, method: &DataFree) -> Result<Found<T>, merganser_projection::Error> {
+    fn merged(&self, method: &DataFree) -> Result<Found<T>, Error> {
         if let DataFree::Spectral { method, scale } = method
             && let Some(updates) = self.low_rank()?
         {
@@ -408,18 +456,19 @@ impl<T: Real> Block<'_, T> {
             });
         }
         Ok(Found {
-            merged: method.update(self.updates)?,
+            merged: method.update(self)?,
             low_rank: None,
         })
     }
 
-    fn low_rank(&self) -> Result<Option<LowRank>, merganser_projection::Error> {
-        let Some(precisions) = &self.precisions else {
+    fn low_rank(&self) -> Result<Option<LowRank>, Error> {
+        if !self.finds_low_rank {
             return Ok(None);
-        };
+        }
         let mut adapters = Vec::new();
-        for (update, precision) in self.updates.iter().zip(precisions) {
-            match adapter_of(update, self.base, *precision)? {
+        for (number, task) in self.inputs.tasks().iter().enumerate() {
+            let precision = self.inputs.precision(task);
+            match adapter_of(&*self.update(number)?, self.base, precision)? {
                 Some(adapter) => adapters.push(adapter),
                 None => return Ok(None),
             }
@@ -463,23 +512,6 @@ fn turned<T: Real>(matrix: Matrix<T>, layout: Layout) -> Matrix<T> {
         Layout::OutIn => matrix,
         Layout::InOut => matrix.transpose(),
     }
-}
-
-/// A tensor as a matrix of outputs × inputs.
-fn matrix<T: Real>(
-    weights: &dyn Weights,
-    output: &Output,
-    layout: Layout,
-) -> Result<Matrix<T>, RunError> {
-    let fail = |problem: Box<dyn std::error::Error + Send + Sync>| RunError::Read(problem);
-    let numbers = values(weights, output)?
-        .into_iter()
-        .map(|x| T::from_f64(f64::from(x)))
-        .collect();
-    let rows = output.shape[0];
-    let columns = output.shape[1..].iter().product();
-    let matrix = Matrix::new(rows, columns, numbers).map_err(|e| fail(e.into()))?;
-    Ok(turned(matrix, layout))
 }
 
 pub(super) fn values(weights: &dyn Weights, output: &Output) -> Result<Vec<f32>, RunError> {

@@ -11,6 +11,7 @@ mod findings;
 mod from_moments;
 mod host;
 mod matrices;
+mod memory;
 mod outputs;
 mod rivals;
 mod rules;
@@ -35,6 +36,8 @@ pub use calibrate::{Calibrated as CalibrationSummary, calibrate};
 pub use factored::project_factors;
 pub use findings::OWN;
 use host::Host;
+pub(crate) use memory::lanes;
+pub use memory::{matrix_bytes, usual_memory};
 use samples::TaskData;
 use tensors::Tensors;
 

@@ -39,7 +39,7 @@ pub(crate) struct Apply {
     pub(crate) allow_nonfinite: bool,
 }
 
-pub(crate) fn run(arguments: &Apply, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Apply, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     let mut options = MergeOptions {
         overwrite: arguments.overwrite,
         allow_nonfinite: arguments.allow_nonfinite,

@@ -110,7 +110,7 @@ pub(crate) struct Apply {
     pub(crate) overwrite: bool,
 }
 
-pub(crate) fn run(arguments: &Bv, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Bv, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     match &arguments.what {
         What::Diff(arguments) => diff(arguments, memory, output),
         What::Sim(arguments) => sim(arguments, output),
@@ -118,7 +118,7 @@ pub(crate) fn run(arguments: &Bv, memory: u64, output: &Output) -> Result<(), Fa
     }
 }
 
-fn diff(arguments: &Diff, memory: u64, output: &Output) -> Result<(), Failure> {
+fn diff(arguments: &Diff, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     let options = MergeOptions {
         overwrite: arguments.overwrite,
         memory,
@@ -234,7 +234,7 @@ fn sim(arguments: &Sim, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn apply(arguments: &Apply, memory: u64, output: &Output) -> Result<(), Failure> {
+fn apply(arguments: &Apply, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     if !arguments.lambda.is_finite() {
         return Err(Failure::Usage("--lambda must be a finite number".into()));
     }

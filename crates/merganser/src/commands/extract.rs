@@ -114,14 +114,18 @@ pub(crate) fn dtype(text: &str) -> Result<Dtype, String> {
         })
 }
 
-pub(crate) fn run(arguments: &Extract, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(
+    arguments: &Extract,
+    memory: Option<u64>,
+    output: &Output,
+) -> Result<(), Failure> {
     match &arguments.what {
         What::Lora(lora) => extract_lora(lora, memory, output),
         What::TaskVector(vector) => extract_task_vector(vector, memory, output),
     }
 }
 
-fn extract_lora(arguments: &Lora, memory: u64, output: &Output) -> Result<(), Failure> {
+fn extract_lora(arguments: &Lora, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     let unlimited = arguments.energy.is_none() && arguments.sigma.is_none();
     let options = LoraOptions {
         truncation: Truncation {
@@ -206,7 +210,7 @@ fn modules(report: &LoraReport) -> String {
 
 fn extract_task_vector(
     arguments: &TaskVector,
-    memory: u64,
+    memory: Option<u64>,
     output: &Output,
 ) -> Result<(), Failure> {
     let mut options = MergeOptions {

@@ -16,7 +16,11 @@ use crate::cli::Inspect;
 use crate::output::{Output, human};
 use crate::table::table;
 
-pub(crate) fn run(arguments: &Inspect, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(
+    arguments: &Inspect,
+    memory: Option<u64>,
+    output: &Output,
+) -> Result<(), Failure> {
     let wants_spectra = arguments.spectra || arguments.alignment;
     if wants_spectra && arguments.models.len() < 2 {
         return Err(Failure::Usage(
@@ -75,7 +79,7 @@ fn decompose(
     arguments: &Inspect,
     models: &[Model],
     opener: &Opener,
-    memory: u64,
+    memory: Option<u64>,
 ) -> Result<Vec<MatrixSpectra>, Failure> {
     let mut models = models.to_vec();
     if let Some(merged) = &arguments.merged {

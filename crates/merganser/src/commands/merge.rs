@@ -15,7 +15,7 @@ use crate::cli::{Merge, Planning};
 use crate::output::{Output, human};
 use crate::progress::Progress;
 
-pub(crate) fn run(arguments: &Merge, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Merge, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     let text = read_recipe(&arguments.recipe)?;
     let options = MergeOptions {
         plan: planning(&arguments.planning)?,

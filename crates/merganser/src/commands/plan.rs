@@ -157,6 +157,13 @@ fn as_text(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
         human(peak(plan, threads)),
         if threads == 1 { "" } else { "s" }
     );
+    if let Some((bytes, name)) = merganser_run::matrix_bytes(plan) {
+        let _ = writeln!(
+            text,
+            "          about {} for each matrix that is merged at a time ('{name}')",
+            human(bytes)
+        );
+    }
     let mut kinds: BTreeMap<(&str, String), (usize, u64)> = BTreeMap::new();
     for tensor in &plan.outputs {
         let entry = kinds
@@ -317,6 +324,7 @@ fn as_json(plan: &Planned, name: Option<&str>, arguments: &Plan, threads: usize)
         "read_bytes": plan.outputs.iter().map(|output| plan.input_bytes_of(output) * u64::from(plan.passes(output))).sum::<u64>(),
         "write_bytes": written(plan),
         "buffer_bytes": peak(plan, threads),
+        "matrix_bytes": merganser_run::matrix_bytes(plan).map(|(bytes, _)| bytes),
         "files": plan.shards.iter().map(|shard| json!({ "name": shard.file, "size": shard.size, "tensors": shard.outputs.len() })).collect::<Vec<_>>(),
         "notes": plan.notes,
         "tensors": tensors,

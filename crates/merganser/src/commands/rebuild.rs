@@ -6,7 +6,11 @@ use crate::cli::Rebuild;
 use crate::output::Output;
 use crate::progress::Progress;
 
-pub(crate) fn run(arguments: &Rebuild, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(
+    arguments: &Rebuild,
+    memory: Option<u64>,
+    output: &Output,
+) -> Result<(), Failure> {
     let options = MergeOptions {
         overwrite: arguments.overwrite,
         memory,

@@ -7,6 +7,7 @@ use clap::Args;
 use merganser::eval::{Options, read_tasks};
 use merganser::store::new_file::NewFile;
 use merganser::{Failure, Knob, MergeOptions, Quiet, Strategy, TuneOptions, Tuned};
+use merganser_run::USUAL_MEMORY;
 use serde_json::json;
 
 use super::evaluate::{failure, open};
@@ -106,7 +107,7 @@ fn range(from: &str, to: &str, step: &str) -> Result<Vec<String>, String> {
         .collect())
 }
 
-pub(crate) fn run(arguments: &Tune, memory: u64, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Tune, memory: Option<u64>, output: &Output) -> Result<(), Failure> {
     if arguments.output.exists() && !arguments.overwrite {
         return Err(Failure::Usage(format!(
             "'{}' exists already; name another file, or give --overwrite",
@@ -123,9 +124,10 @@ pub(crate) fn run(arguments: &Tune, memory: u64, output: &Output) -> Result<(), 
         Some(path) => read_tasks(path).map_err(failure),
         None => Ok(Vec::new()),
     };
+    let of_models = memory.unwrap_or(USUAL_MEMORY);
     let evaluate = Options {
         batch_size: usize::from(arguments.batch_size),
-        memory,
+        memory: of_models,
     };
     let automatic = arguments.changed.as_deref() == Some(Path::new("auto"));
     let options = TuneOptions {
@@ -151,7 +153,7 @@ pub(crate) fn run(arguments: &Tune, memory: u64, output: &Output) -> Result<(), 
         )));
     }
     let log = log_of(&arguments.output);
-    let open = |text: &str| open(text, memory);
+    let open = |text: &str| open(text, of_models);
     let found = merganser::tune(
         &arguments.recipe,
         &text,

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::models::{assert_same, bytes};
 use crate::program::run;
 
 /// Writes the base and the fine-tunes of a case as models whose tensors stand in a layer, and merges them.
@@ -290,4 +291,43 @@ fn fine_tunes_that_were_adapters_are_merged_in_their_span() {
     let (expected, _) = merge("iso_c", "f32", "");
     let (noisy, _) = merge("iso_c", "bf16", "low_rank: false");
     assert!(off(&noisy, &expected) > 0.5);
+}
+
+#[test]
+fn neither_memory_nor_parts_matter_to_whole_matrices() {
+    let dir = TempDir::new().expect("a folder");
+    for method in ["tsv_m", "iso_c", "iso_cts", "cart", "knots", "wudi"] {
+        let recipe = of_the_demo(&format!("merge_method: {method}"));
+        fs::write(dir.path().join("recipe.yml"), recipe).expect("a recipe");
+        let merge = |out: &str, options: &[&str]| {
+            let shards = ["merge", "recipe.yml", out, "--out-shard-size", "60KB"];
+            run(dir.path(), shards.iter().chain(options))
+        };
+        let plain = format!("{method}-plain");
+        merge(&plain, &["--threads", "3"]).done();
+        let plain = bytes(&dir.path().join(plain));
+        assert!(plain.len() > 3, "the output was to be sharded");
+
+        let one = format!("{method}-one");
+        merge(&one, &["--memory", "12MiB", "--threads", "3"]).done();
+        assert_same(&plain, &bytes(&dir.path().join(one)), method);
+
+        let parts = format!("{method}-parts");
+        for part in ["1/3", "2/3", "3/3"] {
+            merge(&parts, &["--part", part]).done();
+        }
+        run(dir.path(), ["seal", &parts]).done();
+        assert_same(&plain, &bytes(&dir.path().join(parts)), method);
+
+        let small = merge("small", &["--memory", "400KiB"]);
+        assert_eq!(small.code, Some(1), "{method}: {}", small.stderr);
+        assert!(
+            small
+                .stderr
+                .contains("--memory 400.0 KiB is too small: one thread needs"),
+            "{}",
+            small.stderr
+        );
+        assert!(!dir.path().join("small").exists());
+    }
 }
