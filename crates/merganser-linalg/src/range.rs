@@ -52,11 +52,11 @@ impl Sketch {
     /// # Errors
     /// If the matrix is not finite or a small decomposition does not converge.
     pub fn leading<T: Real>(&self, a: &Matrix<T>, k: usize, epsilon: f64) -> Result<Sketched> {
-        a.check_finite()?;
         let (m, n) = a.shape();
         let size = k.saturating_add(self.oversampling);
-        let largest = a.largest();
-        if size >= m.min(n) || k == 0 || !(1e-30..1e30).contains(&largest) {
+        // What is not finite has no norm in this range.
+        let norm = a.norm();
+        if size >= m.min(n) || k == 0 || !(1e-30..1e30).contains(&norm) {
             let svd = Svd::truncated(a, k, epsilon)?;
             return Ok(Sketched { svd, residual: 0.0 });
         }
@@ -82,7 +82,7 @@ impl Sketch {
             basis = orthonormalised(&onto_basis_side(&other));
         }
         let coordinates = onto_other_side(&basis).cast::<f64>();
-        let total = a.norm().powi(2);
+        let total = norm.powi(2);
         let residual = ((total - coordinates.norm().powi(2)) / total)
             .max(0.0)
             .sqrt();

@@ -291,6 +291,12 @@ static TSV_M: MethodInfo = MethodInfo {
             false,
             "find the singular vectors by random projection: faster, and the merge says how much they left out",
         ),
+        Parameter::int(
+            "passes",
+            (0, 100),
+            1,
+            "with `randomized`, passes of power iteration: each comes nearer to the exact vectors",
+        ),
     ],
 };
 

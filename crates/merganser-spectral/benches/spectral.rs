@@ -46,7 +46,10 @@ fn merges(c: &mut Criterion) {
             b.iter(|| black_box(tsv_m(&updates, None).expect("convergence")));
         });
         group.bench_function("tsv_m randomised", |b| {
-            let sketch = Some(Sketch::default());
+            let sketch = Some(Sketch {
+                passes: 1,
+                ..Sketch::default()
+            });
             b.iter(|| black_box(tsv_m(&updates, sketch).expect("convergence")));
         });
         group.bench_function("iso_cts", |b| {

@@ -50,17 +50,16 @@ pub(crate) fn tsv_m_of<T: Real>(
     let update = if values.is_empty() {
         Matrix::zeros(m, n)
     } else {
-        // The shorter side is made orthonormal first: polar(Û) diag(s) is then small beside V̂.
         let (left, right) = (Matrix::stack_rows(&left), Matrix::stack_rows(&right));
-        let sides = if m <= n { [left, right] } else { [right, left] };
-        let mut short = Polar::of(&sides[0], NOISE)?.factor;
-        short.scale_rows(&values);
-        let update = Polar::times(&short.transpose(), &sides[1], NOISE)?;
-        if m <= n {
-            update.cast()
-        } else {
-            update.transpose().cast()
-        }
+        let largest = values.iter().copied().fold(0.0, f64::max);
+        let shares: Vec<f64> = values.iter().map(|x| x / largest).collect();
+        let mut update: Matrix<T> = match sketch {
+            // What random projection leaves out is more than single precision does.
+            Some(_) => aligned::<f32>(&left.cast(), &right.cast(), &shares, Polar::coarse)?.cast(),
+            None => aligned(&left, &right, &shares, Polar::of)?.cast(),
+        };
+        update.scale(largest);
+        update
     };
     Ok(Merged {
         update,
@@ -68,6 +67,22 @@ pub(crate) fn tsv_m_of<T: Real>(
         full: k * updates.tasks(),
         residual,
     })
+}
+
+/// polar(Û) diag(s) polar(V̂)ᵀ of the vectors as rows.
+fn aligned<T: Real>(
+    left: &Matrix<T>,
+    right: &Matrix<T>,
+    values: &[f64],
+    polar: impl Fn(&Matrix<T>, f64) -> merganser_linalg::Result<Polar<T>>,
+) -> Result<Matrix<T>> {
+    let wide = left.cols() <= right.cols();
+    // The shorter side is made orthonormal first: polar(Û) diag(s) is then small beside V̂.
+    let (short, long) = if wide { (left, right) } else { (right, left) };
+    let mut short = polar(short, NOISE)?.factor;
+    short.scale_rows(values);
+    let update = Polar::times(&short.transpose(), long, NOISE)?;
+    Ok(if wide { update } else { update.transpose() })
 }
 
 #[cfg(test)]

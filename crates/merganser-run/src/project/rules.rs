@@ -10,7 +10,10 @@ use merganser_spectral::Sketch;
 pub(crate) fn data_free(info: &MethodInfo, settings: &Settings) -> DataFree {
     let method = match info.name {
         "tsv_m" => Spectral::TsvM {
-            sketch: settings.flag("randomized").then(Sketch::default),
+            sketch: settings.flag("randomized").then(|| Sketch {
+                passes: settings.int("passes") as usize,
+                ..Sketch::default()
+            }),
         },
         "iso_c" => Spectral::IsoC,
         "iso_cts" => Spectral::IsoCts {
