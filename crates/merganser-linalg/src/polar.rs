@@ -78,7 +78,7 @@ impl<T: Real> Polar<T> {
         let share = noise(a.rows().max(a.cols()), epsilon.max(T::EPSILON));
         let root = Root::of(prepared(a)?.0, Least::Share(share))?;
         match &root.inverse {
-            Some(inverse) if a.rows() <= a.cols() => {
+            Some(inverse) if a.rows() <= a.cols() && c.rows() <= a.cols() => {
                 let mut product = gemm::mul(&gemm::mul(c, inverse), &root.matrix);
                 if let Some(short) = &root.short {
                     let along = gemm::mul_nt(c, &short.vectors);

@@ -149,18 +149,19 @@ mod tests {
         }
     }
 
+    fn all(updates: &impl Updates<f64>) -> [Result<Matrix>; 4] {
+        [
+            tsv_m(updates, None).map(|x| x.update),
+            iso_c(updates).map(|x| x.update),
+            iso_cts(updates, 0.5).map(|x| x.update),
+            cart(updates, 0.3, 0.5),
+        ]
+    }
+
     #[test]
     fn updates_are_merged_wherever_they_lie() {
         let here: Vec<Matrix> = (0..3).map(|task| update(task, 8, 11)).collect();
         let here: Vec<&Matrix> = here.iter().collect();
-        fn all(updates: &impl Updates<f64>) -> [Result<Matrix>; 4] {
-            [
-                tsv_m(updates, None).map(|x| x.update),
-                iso_c(updates).map(|x| x.update),
-                iso_cts(updates, 0.5).map(|x| x.update),
-                cart(updates, 0.3, 0.5),
-            ]
-        }
         assert_eq!(all(&Made::new(usize::MAX)), all(&here));
         assert_eq!(
             Aligned::of_updates(&Made::new(1)).unwrap(),
