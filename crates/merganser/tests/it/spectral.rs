@@ -234,11 +234,12 @@ fn numbers(seed: u32, count: usize) -> Vec<f32> {
 fn fine_tunes_that_were_adapters_are_merged_in_their_span() {
     const SIDE: usize = 96;
     let dir = TempDir::new().expect("a folder");
-    let stored = |model: &str, dtype: Dtype, values: Vec<f32>| {
-        let shape = vec![SIDE, SIDE];
-        let tensor = ("model.layers.0.q.weight", dtype, shape, values);
+    let named = |model: &str, name: &str, dtype: Dtype, values: Vec<f32>| {
+        let tensor = (name, dtype, vec![SIDE, SIDE], values);
         checkpoint::write(&dir.path().join(model), &json!({}), &[tensor]);
     };
+    let stored =
+        |model: &str, dtype, values| named(model, "model.layers.0.q.weight", dtype, values);
     // W₀, which bf16 holds exactly, and what an adapter of two directions of about equal length makes of it.
     let base = numbers(1, SIDE * SIDE).into_iter().map(|x| 0.05 * x);
     let base: Vec<f32> = base
@@ -290,6 +291,13 @@ fn fine_tunes_that_were_adapters_are_merged_in_their_span() {
         let (_, said) = merge(method, "bf16", "low_rank: false");
         assert!(!said.contains("adapters"), "{method}: {said}");
     }
+    // A fine-tune that names its tensors without the prefix is known by its own rounding as well.
+    named("two-bf16", "layers.0.q.weight", Dtype::BF16, adapted(3));
+    let (found, said) = merge("iso_c", "bf16", "");
+    assert!(said.contains("are adapters of rank 2"), "{said}");
+    let (expected, _) = merge("iso_c", "f32", "low_rank: false");
+    assert!(off(&found, &expected) < 0.05);
+    stored("two-bf16", Dtype::BF16, adapted(3));
     // Of 96 equally long directions 92 are rounding.
     let (expected, _) = merge("iso_c", "f32", "");
     let (noisy, _) = merge("iso_c", "bf16", "low_rank: false");
