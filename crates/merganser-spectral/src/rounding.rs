@@ -36,7 +36,8 @@ impl Precision {
     pub fn ulp(self, x: f32) -> f64 {
         let bits = (x.abs().to_bits() >> 23) as i32;
         let exponent = (bits - 127).max(self.least);
-        2.0_f64.powi(exponent - self.digits + 1)
+        // The power of two by its bits: this is asked of every weight, and its exponent is never that of a subnormal f64.
+        f64::from_bits(((exponent - self.digits + 1 + 1023) as u64) << 52)
     }
 }
 
@@ -67,7 +68,8 @@ impl Rounding {
     pub fn take(&mut self, row: &[f32]) {
         let mut sum = 0.0;
         for (column, x) in self.columns.iter_mut().zip(row) {
-            let variance = self.precision.ulp(*x).powi(2) / 12.0;
+            let ulp = self.precision.ulp(*x);
+            let variance = ulp * ulp / 12.0;
             *column += variance;
             sum += variance;
             self.element = self.element.max(variance);
