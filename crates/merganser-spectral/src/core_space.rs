@@ -32,13 +32,16 @@ impl CoreSpace {
         common_shape(adapters)?;
         let ranks: Vec<usize> = adapters.iter().map(Lora::rank).collect();
         let transposed: Vec<Matrix> = adapters.iter().map(|x| x.b().transpose()).collect();
-        let side = |factors: &mut dyn Iterator<Item = &Matrix>| -> Result<_> {
-            let svd = Svd::of(&Matrix::stack_rows(factors))?;
+        let side = |factors: Matrix| -> Result<_> {
+            let svd = Svd::of(&factors)?;
             let svd = svd.leading(svd.rank(0.0));
             Ok((blocks(&svd, &ranks), svd.right))
         };
-        let (outputs, left) = side(&mut transposed.iter())?;
-        let (inputs, right) = side(&mut adapters.iter().map(Lora::a))?;
+        let (outputs, inputs) = rayon::join(
+            || side(Matrix::stack_rows(&transposed)),
+            || side(Matrix::stack_rows(adapters.iter().map(Lora::a))),
+        );
+        let ((outputs, left), (inputs, right)) = (outputs?, inputs?);
         let cores = outputs
             .iter()
             .zip(&inputs)
